@@ -1,0 +1,412 @@
+"""The vendor interface, on one page.
+
+A vendor is a module (or any object) with functions marked ``@hookimpl``, registered through the entry point group
+``iommukit.vendors``; the entry point's name is the vendor's name.  The four vendors of this project register in the same
+way.  A hook is called for one device, and only the vendor that owns the device is asked.  An implementation may leave out
+arguments that it does not need.  A hook that a vendor does not implement has the default named under *returns*.
+
+Every hook answers for the kernel generation in ``device.system.boot.era``: one plugin models a driver through its releases.
+
+**Errors.** A driver refuses by raising ``IommuError("ENOMEM")`` or another errno name; nothing may have changed then.  A vendor
+that cannot build what a machine file asks for raises ``NotApplicable(reason)`` from ``discover``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from iommukit.policy import DmaApiPolicy
+
+if TYPE_CHECKING:
+    from iommukit.device import Device, Unit
+    from iommukit.domain import Domain, DomainType
+    from iommukit.group import Group
+    from iommukit.kernel.boot import BootState
+    from iommukit.kernel.cmdline import KernelOption
+    from iommukit.machine.acpi import TableFormat
+    from iommukit.machine.model import Machine
+    from iommukit.regions import ReservedRegion
+
+PROJECT = "iommukit"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True, slots=True)
+class VendorDeclaration:
+    """What a vendor says of itself.
+
+    ``arch``: the machine files' architectures that it exists on.  ``capabilities``: names from ``CAPABILITIES`` that hold
+    for at least one modelled release.  ``hardware_options``: the keys of a machine's ``hardware`` mapping that it
+    understands, each with one line of explanation; a machine that asks for another key is not this vendor's.
+    ``expected_failures``: rules that the driver knowingly breaks, each with the reason; a case of such a rule that passes is
+    a failure.
+    """
+
+    title: str
+    arch: tuple[str, ...]
+    capabilities: frozenset[str]
+    hardware_options: Mapping[str, str] = field(default_factory=dict)
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+
+
+CAPABILITIES: Mapping[str, str] = {
+    "identity": "offers identity domains",
+    "lazy": "supports a flush queue",
+    "pci": "translates for PCI functions behind ports and bridges",
+    "trust": "its platform marks external-facing ports, so that devices can be untrusted",
+    "identity-required": "has a device that requires identity (example_device('identity-required'))",
+    "strict-required": "has a device that requires translated DMA (example_device('strict-required'))",
+    "lazy-preferred": "has a device that prefers a flush queue (example_device('lazy-preferred'))",
+    "no-lazy": "has a device without a flush queue (example_device('no-lazy'))",
+    "direct-regions": "firmware can ask for 1:1 regions that stay",
+    "relaxable-regions": "firmware can ask for 1:1 regions that assignment may drop",
+    "superpages": "maps pages larger than the granule",
+    "pasid": "process address spaces",
+    "resv-firmware": "reports reserved regions from firmware",
+    "legacy-strict-option": "has a vendor option of its own for strict mode",
+}
+"""The capabilities that a scenario or a test may ask for.  A test asks for a capability, never for a vendor."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleDevice:
+    """A device of a vendor for a role: what the machine file would say.
+
+    ``device`` holds the keys of a machine file's device (``id``, ``class``, ``kind``, …) without ``name``; ``companions`` are
+    further whole devices that have to be there; ``hardware`` is what the IOMMU must be able to do.
+    """
+
+    device: Mapping[str, Any]
+    companions: Sequence[Mapping[str, Any]] = ()
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FlushQueueOptions:
+    """``entries`` a ring holds (a power of two), ``timeout_ns`` until the timer flushes, one ring for all CPUs or one each."""
+
+    entries: int = 256
+    timeout_ns: int = 10_000_000
+    single_queue: bool = False
+
+
+@dataclass(slots=True)
+class Gather:
+    """What an unmap has collected for one invalidation (``struct iommu_iotlb_gather``): bytes ``start``..``end``."""
+
+    start: int = (1 << 64) - 1
+    end: int = 0
+    pgsize: int = 0
+    queued: bool = False
+
+
+class VendorSpec:
+    """All hooks.  Each docstring has the same sections."""
+
+    # ---- declaration -------------------------------------------------------------------------------------------------
+
+    @hookspec(firstresult=True)
+    def declare(self) -> VendorDeclaration:  # type: ignore[empty-body]
+        """Say what the vendor is and has.
+
+        Called when: the plugin is registered.
+        Returns: the declaration.  Every vendor implements it.
+        Errors: none.
+        Linux counterpart: none; the suite needs it.
+        """
+
+    @hookspec(firstresult=True)
+    def firmware_formats(self) -> Sequence[TableFormat[Any]] | None:
+        """Name the firmware tables that the vendor reads.
+
+        Called when: a machine file carries firmware.
+        Returns: one format for each table signature (``DMAR``, ``IVRS``, ``IORT``).  Default: none.
+        Errors: a format's ``parse`` raises ``FirmwareError``.
+        Linux counterpart: ``dmar_table_init``, ``amd_iommu_detect``, ``acpi_iort_init``.
+        """
+
+    @hookspec(firstresult=True)
+    def kernel_options(self, boot: BootState) -> Sequence[KernelOption] | None:
+        """Name the command-line options that the driver registers.
+
+        Called when: a kernel of one of the vendor's architectures parses its command line, whether or not the vendor's
+        hardware is there: a driver's options are compiled in.
+        Arguments: ``boot``, of which only ``era``, ``arch`` and ``config`` are settled.
+        Returns: the options.  Default: none.
+        Errors: none; an option's ``apply`` reports what it does not understand.
+        Linux counterpart: ``__setup("intel_iommu=", …)``, ``module_param`` and the like.
+        """
+
+    # ---- hardware ----------------------------------------------------------------------------------------------------
+
+    @hookspec(firstresult=True)
+    def early_quirks(self, machine: Machine, boot: BootState) -> None:
+        """Apply what happens before the core prints its policy.
+
+        Called when: after the command line, before the policy lines.
+        Arguments: ``machine`` as the vendor realises it; ``boot`` takes ``set_dma_strict()`` and log lines.
+        Returns: nothing.
+        Errors: none.
+        Linux counterpart: PCI header fixups (``quirk_calpella_no_shadow_gtt``), detection of the firmware table.
+        """
+
+    @hookspec(firstresult=True)
+    def discover(self, machine: Machine, boot: BootState) -> Sequence[Unit]:  # type: ignore[empty-body]
+        """Find the IOMMUs of a machine, from its firmware tables or, where it carries none, from its hardware options.
+
+        Called when: after the policy lines (``rootfs_initcall``).
+        Arguments: ``machine``; ``boot``, which takes late changes (``set_dma_strict()``, ``set_default_passthrough()``) and
+        log lines, and holds what the options asked for.
+        Returns: the units in the order in which they register; empty where DMA remapping stays off.
+        Errors: ``FirmwareError`` for an unusable table, ``NotApplicable`` where the vendor cannot build the machine.
+        Linux counterpart: ``intel_iommu_init``, ``amd_iommu_init``, ``arm_smmu_device_probe``, ``zpci_init_iommu``.
+        """
+
+    @hookspec(firstresult=True)
+    def create_unit(self, bus: Any, config: Mapping[str, Any]) -> Any:
+        """Build the hardware model of one unit behind ``bus``.
+
+        Called when: a scenario performs DMA.
+        Arguments: ``bus`` gives physical memory and registers; ``config`` the unit's capabilities.
+        Returns: the unit's model.  Default: the vendor models no hardware, and DMA is undecided.
+        Errors: ``IommuError("ENODEV")`` where the configuration cannot be built.
+        Linux counterpart: none, it is the hardware.
+        """
+
+    @hookspec(firstresult=True)
+    def example_device(self, role: str, boot: BootState) -> ExampleDevice | None:
+        """Give a device of this vendor for a role.
+
+        Called when: a machine file names a ``role`` in place of ids.
+        Arguments: ``role``, such as ``identity-required``, ``strict-required``, ``lazy-preferred``, ``no-lazy``,
+        ``direct-region``, ``relaxable-region``.
+        Returns: the example, or ``None`` where the vendor has none in this release (the scenario is N/A then).
+        Errors: none.
+        Linux counterpart: the quirk lists of the driver.
+        """
+
+    # ---- devices -----------------------------------------------------------------------------------------------------
+
+    @hookspec(firstresult=True)
+    def probe_device(self, device: Device, units: Sequence[Unit]) -> Unit | None:
+        """Say which unit translates for a device.
+
+        Called when: a unit registers, a device is added, or (``Unit.probes_at_bind``) a driver binds.
+        Arguments: ``units`` as ``discover`` returned them.
+        Returns: the unit, or ``None`` where none does.  Default: the first unit.
+        Errors: ``IommuError``: the device stays without an IOMMU.
+        Linux counterpart: ``iommu_ops.probe_device``.
+        """
+
+    @hookspec(firstresult=True)
+    def probe_finalize(self, device: Device) -> None:
+        """Finish a device's probe after its group has its domain.
+
+        Called when: after attaching, and after a change of the group's type.
+        Returns: nothing.  Before 6.12 a driver sets up the DMA API here (``iommu_setup_dma_ops``); later the core does.
+        Errors: none.
+        Linux counterpart: ``iommu_ops.probe_finalize``.
+        """
+
+    @hookspec(firstresult=True)
+    def release_device(self, device: Device) -> None:
+        """Forget a device.
+
+        Called when: it leaves the system.
+        Returns: nothing.  The driver detaches it from its domain.
+        Errors: none.
+        Linux counterpart: ``iommu_ops.release_device``.
+        """
+
+    @hookspec(firstresult=True)
+    def device_group(self, device: Device) -> Group:  # type: ignore[empty-body]
+        """Choose a device's group.
+
+        Called when: a unit has accepted the device.
+        Returns: an existing group or a new one, by ``pci_device_group``, ``generic_device_group`` or the vendor's own rule.
+        Default: ``pci_device_group`` for PCI, else ``generic_device_group``.
+        Errors: ``IommuError("EINVAL")``: the device stays without an IOMMU.
+        Linux counterpart: ``iommu_ops.device_group``.
+        """
+
+    @hookspec(firstresult=True)
+    def get_resv_regions(self, device: Device) -> Sequence[ReservedRegion]:  # type: ignore[empty-body]
+        """List the device's reserved regions (bytes, inclusive).
+
+        Called when: direct mappings are made, IOVA space is reserved, or ``reserved_regions`` is read.
+        Returns: regions in any order, overlapping or not.  Default: none.
+        Errors: none.
+        Linux counterpart: ``iommu_ops.get_resv_regions``.
+        """
+
+    @hookspec(firstresult=True)
+    def is_attach_deferred(self, device: Device) -> bool:  # type: ignore[empty-body]
+        """Say whether attaching waits for the driver's first mapping.
+
+        Called when: before the core attaches a default domain.
+        Returns: True in a kdump kernel whose predecessor left translation on.  Default: False.
+        Errors: none.
+        Linux counterpart: ``iommu_ops.is_attach_deferred``.
+        """
+
+    # ---- policy ------------------------------------------------------------------------------------------------------
+
+    @hookspec(firstresult=True)
+    def def_domain_type(self, device: Device) -> DmaApiPolicy:  # type: ignore[empty-body]
+        """Say what a device requires.
+
+        Called when: a group's type is decided: at boot, when a device joins, when root writes ``type``.
+        Returns: ``IDENTITY`` or ``STRICT`` where the device cannot work otherwise; ``ANY`` for no opinion (the default).  ``LAZY``
+        is a wish: the posted patch and a 6.1 core take it for a requirement, ``rfc`` for a preference that ranks below the command
+        line.  The core knows of untrusted devices itself.
+        Errors: none.
+        Linux counterpart: ``iommu_ops.def_domain_type`` (0, IDENTITY, DMA, DMA_FQ).
+        """
+
+    @hookspec(firstresult=True)
+    def prefer_dma_api_fq(self, device: Device) -> bool:  # type: ignore[empty-body]
+        """Say whether a flush queue works for the device.
+
+        Called when: a lazy domain is set up.
+        Returns: False where an unmap must be flushed at once.  Default: ``capable(device, "deferred_flush")``.
+        Errors: none.
+        Linux counterpart: ``prefer_dma_api_fq`` of the posted patch, ``IOMMU_CAP_DEFERRED_FLUSH`` since 6.3.
+        """
+
+    @hookspec(firstresult=True)
+    def flush_queue_options(self, device: Device) -> FlushQueueOptions:  # type: ignore[empty-body]
+        """Size the flush queue.
+
+        Called when: a flush queue starts.
+        Returns: the options.  Default: 256 entries a CPU, 10 ms.
+        Errors: ``IommuError("ENOMEM")``: the queue does not start.
+        Linux counterpart: ``iommu_dma_init_fq``, ``iommu_dma_options``.
+        """
+
+    @hookspec(firstresult=True)
+    def capable(self, device: Device, capability: str) -> bool:  # type: ignore[empty-body]
+        """Answer for a capability.
+
+        Called when: the core or a user such as VFIO asks.
+        Arguments: ``capability``: ``cache_coherency``, ``deferred_flush``, ``interrupt_remapping``, ``noexec``,
+        ``pre_boot_protection``, ``enforce_cache_coherency``, ``dirty_tracking``.
+        Returns: True or False.  Default: False.
+        Errors: none.
+        Linux counterpart: ``iommu_ops.capable``.
+        """
+
+    # ---- domains -----------------------------------------------------------------------------------------------------
+
+    @hookspec(firstresult=True)
+    def domain_alloc(self, device: Device, type: DomainType) -> Domain | None:
+        """Allocate a domain, or hand out a static one.
+
+        Called when: a default domain, a blocking domain or an unmanaged domain is needed.
+        Arguments: ``type``.  Since 6.12, and with the posted patch, a driver never sees ``DMA_FQ``: a queue is the core's business.
+        Returns: the domain, or ``None`` where the driver has no such type.
+        Errors: ``IommuError("ENOMEM")``.
+        Linux counterpart: ``iommu_ops.domain_alloc`` and, since 6.6, ``identity_domain`` and ``blocked_domain``.
+        """
+
+    @hookspec(firstresult=True)
+    def domain_free(self, domain: Domain) -> None:
+        """Take a domain back.
+
+        Called when: no device is attached any more; never for a static domain.
+        Returns: nothing.
+        Errors: none.
+        Linux counterpart: ``iommu_domain_ops.free``.
+        """
+
+    @hookspec(firstresult=True)
+    def attach_dev(self, domain: Domain, device: Device) -> None:
+        """Put a device into a domain.
+
+        Called when: a group changes its domain; device by device.
+        Returns: nothing.  A vendor that implements it sets ``device.attached = domain`` as its last act; for others the core does.
+        Errors: ``IommuError``; the device stays in the domain that it was in, and ``device.attached`` says so.
+        Linux counterpart: ``iommu_domain_ops.attach_dev``.
+        """
+
+    @hookspec(firstresult=True)
+    def set_dev_blocked(self, device: Device) -> bool:  # type: ignore[empty-body]
+        """Stop all DMA of a device at once.
+
+        Called when: the last domain of a leaving device is detached.
+        Returns: True when done (the driver sets ``device.attached = None``).  Default: False, and the core detaches.
+        Errors: none.
+        Linux counterpart: ``release_domain``; ``set_dev_pasid`` of the blocked domain.
+        """
+
+    # ---- page tables: specified here, work in bulk -------------------------------------------------------------------
+
+    @hookspec(firstresult=True)
+    def map_pages(self, domain: Domain, iova: int, paddr: int, pgsize: int, pgcount: int, prot: int) -> int:  # type: ignore[empty-body]
+        """Map ``pgcount`` pages of ``pgsize`` bytes.
+
+        Called when: the DMA API or a direct region maps.
+        Arguments: ``iova`` and ``paddr`` in bytes, aligned to ``pgsize``, one of ``domain.page_sizes``; ``prot`` is a bit mask:
+        1 read, 2 write, 4 cache, 8 noexec, 16 mmio.
+        Returns: bytes mapped.  Default: the vendor has no page tables, and DMA is undecided.
+        Errors: ``EFAULT`` outside the aperture, ``EEXIST`` over a mapping, ``ENOMEM``; the tables are then as before.
+        Linux counterpart: ``iommu_domain_ops.map_pages``.
+        """
+
+    @hookspec(firstresult=True)
+    def unmap_pages(self, domain: Domain, iova: int, pgsize: int, pgcount: int, gather: Gather) -> int:  # type: ignore[empty-body]
+        """Unmap ``pgcount`` pages of ``pgsize`` bytes.
+
+        Called when: the DMA API unmaps.
+        Arguments: as for ``map_pages``; ``gather`` collects what must be invalidated.
+        Returns: bytes unmapped.
+        Errors: none.
+        Linux counterpart: ``iommu_domain_ops.unmap_pages``.
+        """
+
+    @hookspec(firstresult=True)
+    def iova_to_phys(self, domain: Domain, iova: int) -> int | None:
+        """Translate one address (bytes) by the tables.
+
+        Called when: somebody asks.
+        Returns: the physical address, or ``None`` where nothing is mapped.
+        Errors: none.
+        Linux counterpart: ``iommu_domain_ops.iova_to_phys``.
+        """
+
+    # ---- TLB ---------------------------------------------------------------------------------------------------------
+
+    @hookspec(firstresult=True)
+    def flush_iotlb_all(self, domain: Domain) -> None:
+        """Invalidate everything cached of a domain.
+
+        Called when: a flush queue is emptied.
+        Returns: nothing; on return no device uses an old translation.
+        Errors: none.
+        Linux counterpart: ``iommu_domain_ops.flush_iotlb_all``.
+        """
+
+    @hookspec(firstresult=True)
+    def iotlb_sync(self, domain: Domain, gather: Gather) -> None:
+        """Invalidate what an unmap has gathered.
+
+        Called when: after an unmap, unless a flush queue takes it.
+        Returns: nothing.
+        Errors: none.
+        Linux counterpart: ``iommu_domain_ops.iotlb_sync``.
+        """
+
+    @hookspec(firstresult=True)
+    def iotlb_sync_map(self, domain: Domain, iova: int, size: int) -> None:
+        """Make new entries visible (bytes).
+
+        Called when: after a map, for hardware that caches absent entries or shadows tables.
+        Returns: nothing.
+        Errors: ``IommuError`` since 6.7: the map is undone.
+        Linux counterpart: ``iommu_domain_ops.iotlb_sync_map``.
+        """

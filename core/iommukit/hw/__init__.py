@@ -1,0 +1,1 @@
+"""What hardware models are made of."""

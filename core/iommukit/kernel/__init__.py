@@ -1,0 +1,1 @@
+"""Kernels: boot, groups, sysfs, hotplug and ownership, and one small file for each profile."""

@@ -1,0 +1,98 @@
+"""Starting a kernel on a machine: from build options to a running system."""
+
+from __future__ import annotations
+
+from iommukit.errors import NotApplicable
+from iommukit.kernel.boot import BootState, core_options, looks_like_iommu_option
+from iommukit.kernel.cmdline import KernelOption, apply_cmdline
+from iommukit.kernel.kernel import Kernel
+from iommukit.kernel.system import System
+from iommukit.machine.model import BootSpec, Machine
+from iommukit.machine.realise import realise
+from iommukit.machine.topology import Topology, build_topology
+from iommukit.policy import Era
+from iommukit.vendors import Vendor, VendorRegistry
+
+
+def new_boot_state(kernel: Kernel, arch: str, boot: BootSpec) -> BootState:
+    """The state before anything has been parsed."""
+    return BootState(
+        era=kernel.era,
+        release=kernel.version,
+        arch=arch,
+        kconfig=boot.kconfig or kernel.default_kconfig(arch),
+        default=kernel.new_default(),
+        cmdline=boot.cmdline,
+        memory_encryption=boot.memory_encryption,
+        config=dict(boot.config),
+    )
+
+
+def parse_cmdline(state: BootState, registry: VendorRegistry) -> None:
+    """Run the command line through the core's options and those of every driver compiled for the architecture."""
+    if not state.cmdline:
+        return
+    options: list[KernelOption] = list(core_options(state.arch))
+    for vendor in registry:
+        if state.arch in vendor.declaration.arch:
+            options.extend(vendor.ops.kernel_options(boot=state))
+    state.reports = apply_cmdline(state, options, looks_like_iommu_option)
+
+
+class _Prepared:
+    """Realised machines with their topologies, by machine, vendor and driver generation: a scenario run needs no new one.
+
+    Keys are the objects themselves; they are kept alive here, so that an address is not reused for another.
+    """
+
+    LIMIT = 4096
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, Era], tuple[Machine, Vendor, tuple[Machine, Topology] | NotApplicable]] = {}
+
+    def get(self, machine: Machine, vendor: Vendor, state: BootState) -> tuple[Machine, Topology]:
+        """The machine as the vendor has it, and its topology.  Raises what ``realise`` and ``build_topology`` raise."""
+        key = (id(machine), id(vendor), state.era)
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= self.LIMIT:
+                self._known.clear()
+            answer: tuple[Machine, Topology] | NotApplicable
+            try:
+                realised = realise(machine, vendor, state)
+                answer = realised, build_topology(realised)
+            except NotApplicable as error:
+                answer = error
+            found = self._known[key] = (machine, vendor, answer)
+        if isinstance(found[2], NotApplicable):
+            raise NotApplicable(*found[2].args)
+        return found[2]
+
+
+_prepared = _Prepared()
+
+
+def start_system(
+    kernel: Kernel,
+    vendor: Vendor,
+    registry: VendorRegistry,
+    machine: Machine,
+    boot: BootSpec,
+    *,
+    assume_acs: bool = True,
+) -> System:
+    """Boot a machine.
+
+    Returns the running system; ``system.boot.log`` holds the policy lines and the drivers' lines, ``system.lines`` what followed
+    (groups, warnings).  Raises ``NotApplicable``, ``InputError``, ``FirmwareError``.
+    """
+    arch = machine.arch or vendor.declaration.arch[0]
+    state = new_boot_state(kernel, arch, boot)
+    realised, topology = _prepared.get(machine, vendor, state)
+    parse_cmdline(state, registry)
+    vendor.ops.early_quirks(machine=realised, boot=state)
+    state.log.extend(state.default.settle(state.kconfig, state.memory_encryption))
+    system = System(kernel, vendor, realised, topology, state, assume_acs=assume_acs)
+    system.units = list(vendor.ops.discover(machine=realised, boot=state))
+    kernel.start(system, drivers_loaded=boot.drivers == "loaded")
+    return system

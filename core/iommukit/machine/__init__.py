@@ -1,0 +1,1 @@
+"""Machines: files, PCI topology, firmware tables."""

@@ -1,0 +1,125 @@
+"""Reading YAML documents strictly, with errors that name the file and the line.
+
+The loader follows YAML 1.2's core where 1.1 surprises: ``6.1`` stays the text ``6.1``, ``020000`` and ``0000:01:00.0`` are
+text, only ``true`` and ``false`` are booleans, and a key that appears twice is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from iommukit.errors import InputError
+
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Loader(_Base):  # type: ignore[misc]
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^(?:0|-?[1-9][0-9]*|0x[0-9a-fA-F]+)$"), list("-0123456789")
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
+
+
+def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | bool):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
+        seen.add(key)
+    return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file, or say in one line why not."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", source=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text (byte {error.start})", source=str(path)) from error
+
+
+def parse_document(text: str, source: str) -> Any:
+    """Parse one YAML document."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}" if mark else None
+        raise InputError(error.problem or "is not YAML", source=source, place=place) from error
+    except yaml.YAMLError as error:
+        raise InputError("is not YAML: " + " ".join(str(error).split()), source=source) from error
+    except RecursionError as error:
+        raise InputError("is nested too deeply", source=source) from error
+
+
+def validate_document(model: type[Model], data: Any, *, text: str | None, source: str) -> Model:
+    """Validate parsed data; the first thing wrong becomes one line with its place."""
+    if not isinstance(data, dict):
+        raise InputError(f"a mapping was expected, not {type(data).__name__}", source=source)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InputError(_explain(first), source=source, place=_place(text, first["loc"])) from error
+    except RecursionError as error:
+        raise InputError("is nested too deeply", source=source) from error
+
+
+def _explain(error: Any) -> str:
+    kind, value = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        return "no such key"
+    if kind == "missing":
+        return "this key is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    shown = repr(value)
+    if len(shown) > 60:
+        shown = shown[:57] + "…"
+    if kind in ("value_error", "assertion_error"):
+        return message
+    return f"{message[:1].lower()}{message[1:]}, got {shown}"
+
+
+def _place(text: str | None, location: Sequence[str | int]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    line = _line_of(text, location) if text else None
+    return f"line {line}, {path}" if line and path else f"line {line}" if line else path or "top level"
+
+
+def _line_of(text: str, location: Sequence[str | int]) -> int | None:
+    """The line of the deepest node on the path that the document has."""
+    node = yaml.compose(text, Loader=_Loader)
+    line: int | None = None
+    for part in location:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, found = key.start_mark.line + 1, value
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            found = node.value[part]
+            line = found.start_mark.line + 1
+        if found is None:
+            continue
+        node = found
+    return line

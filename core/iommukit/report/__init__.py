@@ -1,0 +1,1 @@
+"""Results compared and shown: matrix, diff, boot."""
