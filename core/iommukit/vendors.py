@@ -69,9 +69,7 @@ class VendorOps:
         raise AttributeError(f"no hook {hook!r}")
 
 
-def _bind(
-    hook: str, caller: Any, implementations: list[Any], arguments: tuple[str, ...], ops: VendorOps
-) -> Callable[..., Any]:
+def _bind(hook: str, caller: Any, implementations: list[Any], arguments: tuple[str, ...], ops: VendorOps) -> Callable[..., Any]:
     default = DEFAULTS.get(hook)
     if hook == "prefer_dma_api_fq":
 

@@ -33,9 +33,7 @@ def dma_aliases(device: Device) -> Iterator[tuple[Device, int]]:
             return
         if bridge.facts.kind not in _TRANSPARENT:
             assert bridge.facts.pci is not None
-            takes_over = bridge.facts.kind is DeviceKind.PCIE_TO_PCI_BRIDGE or bridge.facts.attributes.get(
-                "pcie_bridge_alias"
-            )
+            takes_over = bridge.facts.kind is DeviceKind.PCIE_TO_PCI_BRIDGE or bridge.facts.attributes.get("pcie_bridge_alias")
             yield bridge, bus.number << 8 if takes_over else bridge.facts.pci.rid
         bus = bridge.bus
 

@@ -281,9 +281,7 @@ def _strict(value: str | None, boot: BootState) -> Iterable[OptionReport]:
         yield OptionReport(shown, Verdict.INVALID, "a boolean was expected; nothing changed")
         return
     boot.default.set_strict_cmdline(chosen)
-    yield OptionReport(
-        shown, Verdict.EFFECTIVE, "translated domains are strict" if chosen else "translated domains are lazy"
-    )
+    yield OptionReport(shown, Verdict.EFFECTIVE, "translated domains are strict" if chosen else "translated domains are lazy")
 
 
 def _forcedac(value: str | None, boot: BootState) -> Iterable[OptionReport]:

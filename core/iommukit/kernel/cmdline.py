@@ -118,9 +118,7 @@ def _same(name: str) -> str:
     return name.replace("-", "_")
 
 
-def apply_cmdline(
-    boot: BootState, options: Iterable[KernelOption], relevant: Callable[[str], bool]
-) -> list[OptionReport]:
+def apply_cmdline(boot: BootState, options: Iterable[KernelOption], relevant: Callable[[str], bool]) -> list[OptionReport]:
     """Run every option of the command line through its readers.
 
     ``relevant`` says of a name that no reader claims whether it looks like ours; other words of a command line

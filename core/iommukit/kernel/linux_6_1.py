@@ -21,9 +21,7 @@ REQUIRED_TYPE: dict[DmaApiPolicy, DomainType | None] = {
 }
 """How ``iommu_get_def_domain_type`` reads a driver's answer."""
 
-FALLBACK_LINE = (
-    "iommu: Failed to allocate default IOMMU domain of type {type} for group {group} - Falling back to IOMMU_DOMAIN_DMA"
-)
+FALLBACK_LINE = "iommu: Failed to allocate default IOMMU domain of type {type} for group {group} - Falling back to IOMMU_DOMAIN_DMA"
 NO_NAME = "(null)"
 """What ``%s`` prints for a group's name, which nobody sets."""
 

@@ -108,9 +108,7 @@ class Rfc(Kernel):
         if untrusted is None:
             return required
         if required is DmaApiPolicy.IDENTITY:
-            system.log(
-                f"{untrusted.log_name}: Device is not trusted, but group {group.id} requires identity, refusing to probe."
-            )
+            system.log(f"{untrusted.log_name}: Device is not trusted, but group {group.id} requires identity, refusing to probe.")
             raise IommuError("EINVAL")
         return DmaApiPolicy.STRICT
 
@@ -261,9 +259,7 @@ class Rfc(Kernel):
             raise IommuError("EBUSY", "the group is not in its default domain")
         for device in group.devices:
             if device.require_direct:
-                system.log(
-                    f"{device.log_name}: Firmware requires a 1:1 mapping, so group {group.id} cannot be blocked."
-                )
+                system.log(f"{device.log_name}: Firmware requires a 1:1 mapping, so group {group.id} cannot be blocked.")
                 raise IommuError("EINVAL")
         domain = self.blocking_domain(system, group)
         move_group(system, group, domain, revert=True, skip=system.deferred)

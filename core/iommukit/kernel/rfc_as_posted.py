@@ -123,11 +123,7 @@ class RfcAsPosted(Linux61Stable):
             raise IommuError("EINVAL")  # H7: auto is ANY, which differs from any requirement
         previous = group.default_domain
         assert previous is not None
-        if (
-            policy is DmaApiPolicy.LAZY
-            and previous.type is DomainType.DMA
-            and start_flush_queue(previous, group.devices[0])
-        ):
+        if policy is DmaApiPolicy.LAZY and previous.type is DomainType.DMA and start_flush_queue(previous, group.devices[0]):
             previous.type = DomainType.DMA_FQ
             return
         group.default_domain = None

@@ -25,9 +25,7 @@ class _Loader(_Base):  # type: ignore[misc]
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^(?:0|-?[1-9][0-9]*|0x[0-9a-fA-F]+)$"), list("-0123456789")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^(?:0|-?[1-9][0-9]*|0x[0-9a-fA-F]+)$"), list("-0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
 
 
@@ -56,10 +54,10 @@ def read_text(path: Path) -> str:
         raise InputError(f"is not UTF-8 text (byte {error.start})", source=str(path)) from error
 
 
-def parse_document(text: str, source: str) -> Any:
-    """Parse one YAML document."""
+def parse_documents(text: str, source: str) -> list[Any]:
+    """Parse the YAML documents of a text, empty ones left out."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}" if mark else None

@@ -63,9 +63,7 @@ class DeviceSpec(Strict):
     kind: DeviceKind = DeviceKind.ENDPOINT
     parent: str | None = Field(None, description="the port or bridge above; else found by bus number")
     buses: str | None = Field(None, description="bridges: the buses below, 01 or 01-49, hexadecimal")
-    acs: tuple[str, ...] | Literal["unknown"] | None = Field(
-        None, description="the enabled ACS bits; absent: no capability"
-    )
+    acs: tuple[str, ...] | Literal["unknown"] | None = Field(None, description="the enabled ACS bits; absent: no capability")
     multifunction: bool = Field(False, description="the multifunction bit of the function's own header")
     external_facing: bool = Field(False, description="ExternalFacingPort (ACPI) or external-facing (device tree)")
     usb4_host_interface: bool = Field(False, description="firmware's usb4-host-interface property on a port")
@@ -146,9 +144,7 @@ class BootSpec(Strict):
         "loaded",
         description="none: no driver has been loaded yet, so that devices which meet their IOMMU at bind have no group",
     )
-    config: dict[str, bool] = Field(
-        default_factory=dict, description="further build options: INTEL_IOMMU_DEFAULT_ON, …"
-    )
+    config: dict[str, bool] = Field(default_factory=dict, description="further build options: INTEL_IOMMU_DEFAULT_ON, …")
 
 
 class Source(Strict):

@@ -84,9 +84,7 @@ def _untrusted(machine: Machine, vendor: Vendor, spec: DeviceSpec) -> list[Devic
     return [port, spec.model_copy(update={"parent": port.name, "address": None})]
 
 
-def _example(
-    vendor: Vendor, spec: DeviceSpec, boot: BootState, hardware: dict[str, Any]
-) -> tuple[DeviceSpec, list[DeviceSpec]]:
+def _example(vendor: Vendor, spec: DeviceSpec, boot: BootState, hardware: dict[str, Any]) -> tuple[DeviceSpec, list[DeviceSpec]]:
     assert spec.role is not None
     example = vendor.ops.example_device(role=spec.role, boot=boot)
     if example is None:

@@ -79,16 +79,12 @@ def _secondary_buses(
         above = index[spec.parent]
         if not specs[above].kind.is_bridge:
             kind = specs[above].kind.value
-            raise InputError(
-                f"parent {spec.parent} is no bridge or port but a {kind}", source=source, place=f"devices[{position}]"
-            )
+            raise InputError(f"parent {spec.parent} is no bridge or port but a {kind}", source=source, place=f"devices[{position}]")
         address = numbers[position]
         if address is None:
             continue
         if secondary.setdefault(above, address[1]) != address[1]:
-            message = (
-                f"{spec.name} is on bus {address[1]:02x}, but {spec.parent} has bus {secondary[above]:02x} below it"
-            )
+            message = f"{spec.name} is on bus {address[1]:02x}, but {spec.parent} has bus {secondary[above]:02x} below it"
             raise InputError(message, source=source, place=f"devices[{position}].address")
     used = {number[1] for number in numbers if number} | set(secondary.values())
     fresh = 1

@@ -48,6 +48,14 @@ class Run:
         system = self.system
         warnings = [line for line in system.take_lines() if "iommu group" not in line or "Adding" not in line]
         groups, types, members = self.state()
+        wanted = any(
+            "reserved" in expectation or "reserved" in expectation.get("boot", ()) for expectation in self.scenario.expect.values()
+        )
+        regions = {}
+        if wanted:
+            for device in system.devices.values():
+                if device.group is not None:
+                    regions[device.name] = tuple(region.sysfs for region in system.group_regions(device.group))
         return BootResult(
             log=(*system.boot.log, *warnings),
             groups=groups,
@@ -55,6 +63,7 @@ class Run:
             members=members,
             default=system.boot.default.policy().name,
             options=tuple((report.option, report.verdict.value, report.note) for report in system.boot.reports),
+            reserved=regions,
         )
 
     def state(self) -> tuple[tuple[GroupState, ...], dict[str, str], dict[str, int]]:

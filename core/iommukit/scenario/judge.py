@@ -1,0 +1,208 @@
+"""Judging a result against what its scenario expects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iommukit.errors import InputError
+from iommukit.scenario.model import EXPECTATION_KEYS, OPERATIONS, Scenario
+from iommukit.scenario.result import UNDECIDED, Outcome, Result, StepResult
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a comparison has found so far."""
+
+    findings: list[str]
+    undecided: list[str]
+
+    def compare(self, what: str, wanted: Any, got: Any) -> None:
+        """Note a difference, or that there is nothing to compare with."""
+        if got == UNDECIDED and wanted != UNDECIDED:
+            self.undecided.append(what)
+        elif got != wanted:
+            self.findings.append(f"{what}: expected {_shown(wanted)}, got {_shown(got)}")
+
+
+def judge(scenario: Scenario, result: Result) -> Result:
+    """Settle the outcome of a run: PASS, FAIL or UNDECIDED; N/A and a watcher's FAIL stay.
+
+    Raises ``InputError`` for an expectation that makes no sense for the scenario.
+    """
+    if result.outcome is not Outcome.UNDECIDED:
+        return result
+    wanted = scenario.expectation(result.kernel)
+    if wanted is None:
+        result.reason = f"the scenario expects nothing of {result.kernel}"
+        return result
+    verdict = Verdict([], [])
+    _check(scenario, result, wanted, verdict, upto=len(result.steps))
+    result.findings = tuple(verdict.findings)
+    if verdict.findings:
+        result.outcome = Outcome.FAIL
+    elif verdict.undecided:
+        result.outcome = Outcome.UNDECIDED
+        result.reason = f"undecided: {', '.join(verdict.undecided)}"
+    else:
+        result.outcome = Outcome.PASS
+    return result
+
+
+def _check(scenario: Scenario, result: Result, wanted: dict[str, Any], verdict: Verdict, *, upto: int) -> None:
+    """Check an expectation after ``upto`` steps."""
+    for key, value in wanted.items():
+        key = str(key)
+        if key.isdigit():
+            number = int(key)
+            if not 1 <= number <= len(scenario.steps):
+                raise InputError(f"there is no step {number}", source=scenario.scenario, place=f"expect.{result.kernel}")
+            _check_step(scenario, result, value, verdict, number)
+        elif key in OPERATIONS:
+            _check_operation(scenario, result, key, value, verdict, upto)
+        elif key in SPECIAL:
+            SPECIAL[key](scenario, result, value, verdict, upto)
+        else:
+            _check_type(scenario, result, key, value, verdict, upto)
+
+
+def _check_step(scenario: Scenario, result: Result, value: Any, verdict: Verdict, number: int) -> None:
+    if isinstance(value, str):
+        value = {"result": value}
+    if not isinstance(value, dict):
+        raise InputError(f"step {number}: a result or a mapping was expected", source=scenario.scenario)
+    _check(scenario, result, value, verdict, upto=number)
+
+
+def _check_operation(scenario: Scenario, result: Result, op: str, value: Any, verdict: Verdict, upto: int) -> None:
+    """A scalar is the last such step's result; a list is each one's, in order."""
+    done = [(number, step) for number, step in enumerate(result.steps[:upto], start=1) if step.op == op]
+    if not done:
+        raise InputError(f"expects {op}, but no step does that", source=scenario.scenario, place=f"expect.{result.kernel}")
+    if op == "read" and isinstance(value, list) and not (value and isinstance(value[0], list)):
+        number, step = done[-1]
+        verdict.compare(f"step {number} (read)", value, list(step.value) if step.value is not None else step.result)
+        return
+    if not isinstance(value, list):
+        number, step = done[-1]
+        verdict.compare(f"step {number} ({op})", value, step.result)
+        return
+    if len(value) != len(done):
+        message = f"{len(done)} steps {op}, {len(value)} results expected"
+        raise InputError(message, source=scenario.scenario, place=f"expect.{result.kernel}.{op}")
+    for wanted, (number, step) in zip(value, done, strict=True):
+        got: Any = list(step.value) if op == "read" and step.value is not None else step.result
+        verdict.compare(f"step {number} ({op})", wanted, got)
+
+
+def _state(result: Result, upto: int) -> Any:
+    return result.steps[upto - 1] if upto else result.boot
+
+
+def _when(upto: int, result: Result) -> str:
+    return "at the end" if upto == len(result.steps) else f"after step {upto}" if upto else "after boot"
+
+
+def _check_type(scenario: Scenario, result: Result, device: str, value: Any, verdict: Verdict, upto: int) -> None:
+    machine = scenario.machine
+    if not isinstance(machine, str) and machine.device(device) is None:
+        known = ", ".join([*OPERATIONS, *EXPECTATION_KEYS, *(spec.name for spec in machine.devices)])
+        raise InputError(f"no {device!r} to expect something of; there are {known}", source=scenario.scenario)
+    got = _state(result, upto).types.get(device, "absent")
+    verdict.compare(f"type of {device} {_when(upto, result)}", value, got)
+
+
+def _check_boot(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
+    if not isinstance(value, dict):
+        raise InputError("expect.boot must be a mapping", source=scenario.scenario)
+    _check(scenario, result, value, verdict, upto=0)
+
+
+def _log_lines(result: Result, upto: int) -> list[str]:
+    assert result.boot is not None
+    if upto == 0:
+        return list(result.boot.log)
+    return [*result.boot.log, *(line for step in result.steps[:upto] for line in step.log)]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_log(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
+    """Each text must be part of some line, in this order."""
+    lines = iter(_log_lines(result, upto))
+    for fragment in _as_list(value):
+        if not any(str(fragment) in line for line in lines):
+            verdict.findings.append(f"log {_when(upto, result)}: no line (in order) with {_shown(fragment)}")
+            return
+
+
+def _check_no_log(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
+    for fragment in _as_list(value):
+        for line in _log_lines(result, upto):
+            if str(fragment) in line:
+                verdict.findings.append(f"log {_when(upto, result)}: there should be no {_shown(fragment)}, but: {line}")
+
+
+def _check_groups(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
+    """Each inner list shares a group; different lists are in different groups."""
+    members = _state(result, upto).members
+    seen: dict[int, Sequence[str]] = {}
+    for names in value:
+        numbers = {members.get(name) for name in names}
+        where = f"groups {_when(upto, result)}"
+        if None in numbers:
+            missing = ", ".join(name for name in names if name not in members)
+            verdict.findings.append(f"{where}: {missing} in no group")
+        elif len(numbers) > 1:
+            verdict.findings.append(f"{where}: {', '.join(names)} should share a group")
+        else:
+            (number,) = numbers
+            assert number is not None
+            if number in seen:
+                verdict.findings.append(f"{where}: {', '.join(seen[number])} and {', '.join(names)} should be apart")
+            seen[number] = names
+
+
+def _check_attaches(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
+    steps: Sequence[StepResult] = result.steps
+    if not upto:
+        raise InputError("expect.boot.attaches: attachments are counted for steps", source=scenario.scenario)
+    verdict.compare(f"attachments of step {upto}", value, steps[upto - 1].attaches)
+
+
+def _check_result(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
+    if not upto:
+        raise InputError("expect.boot.result: a boot has no result", source=scenario.scenario)
+    step = result.steps[upto - 1]
+    verdict.compare(f"step {upto} ({step.op})", value, step.result)
+
+
+def _check_default(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
+    assert result.boot is not None
+    verdict.compare("the system's default policy", value, result.boot.default)
+
+
+def _check_reserved(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
+    """The lines of ``reserved_regions`` of a device's group after boot."""
+    assert result.boot is not None
+    for device, lines in value.items():
+        verdict.compare(f"reserved regions of {device}", list(lines), list(result.boot.reserved.get(device, ())))
+
+
+SPECIAL: dict[str, Callable[[Scenario, Result, Any, Verdict, int], None]] = {
+    "boot": _check_boot,
+    "log": _check_log,
+    "no_log": _check_no_log,
+    "groups": _check_groups,
+    "reserved": _check_reserved,
+    "attaches": _check_attaches,
+    "result": _check_result,
+    "default": _check_default,
+}
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str) and (not value or value != value.strip()) else str(value)

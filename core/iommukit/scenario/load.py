@@ -1,0 +1,141 @@
+"""Loading scenario and machine files.
+
+A file holds one document or several, separated by ``---``.  A machine is named by a path (relative to the scenario file), by the
+name of a file in a ``machines`` folder beside it, or by the name of a machine that comes with the project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from iommukit.errors import InputError
+from iommukit.machine.documents import parse_documents, read_text, validate_document
+from iommukit.machine.model import Machine
+from iommukit.machine.realise import load_tables
+from iommukit.scenario.model import Scenario
+
+SUFFIXES = (".yaml", ".yml")
+MAX_BYTES = 16 << 20
+
+
+def shipped_machines() -> Path:
+    """The folder of the machine files that come with the project."""
+    return Path(str(resources.files("iommukit.machine"))) / "files"
+
+
+def load_machine(name: str, folder: Path | None = None) -> Machine:
+    """Load a machine by path or name.
+
+    Raises ``InputError`` for an unknown name, an unreadable or a wrong file.
+    """
+    path = _find_machine(name, folder)
+    return _load_machine_file(path, path.stat().st_mtime_ns)
+
+
+def _find_machine(name: str, folder: Path | None) -> Path:
+    candidates = [Path(name)] if folder is None else [folder / name]
+    base = candidates[0]
+    for suffix in SUFFIXES:
+        candidates.append(base.with_name(base.name + suffix))
+        if folder is not None and "/" not in name:
+            candidates.extend(parent / "machines" / (name + suffix) for parent in (folder, folder.parent))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if "/" not in name:
+        found = machine_index().get(name)
+        if found is not None:
+            return found
+    known = ", ".join(sorted(machine_index()))
+    raise InputError(f"no machine {name!r}: no such file, and the project's machines are {known}")
+
+
+@lru_cache(maxsize=1)
+def machine_index() -> dict[str, Path]:
+    """The project's machines: name to file."""
+    return {path.stem: path for path in sorted(shipped_machines().rglob("*.yaml"))}
+
+
+@lru_cache(maxsize=512)
+def _load_machine_file(path: Path, changed: int) -> Machine:
+    text = read_text(path)
+    documents = parse_documents(text, str(path))
+    if len(documents) != 1:
+        raise InputError(f"one machine was expected, not {len(documents)} documents", source=str(path))
+    machine = validate_document(Machine, documents[0], text=text, source=str(path))
+    return load_tables(machine, path.parent)
+
+
+def load_scenarios(paths: Iterable[Path]) -> list[Scenario]:
+    """Load every scenario of files and folders, machines resolved.
+
+    Raises ``InputError`` for the first thing wrong: a missing file, a wrong document, an id that appears twice.
+    """
+    scenarios: list[Scenario] = []
+    seen: dict[str, str] = {}
+    for path in _files(paths):
+        for scenario in load_scenario_file(path):
+            if scenario.scenario in seen:
+                message = f"scenario id {scenario.scenario!r} appears in {seen[scenario.scenario]} too"
+                raise InputError(message, source=str(path))
+            seen[scenario.scenario] = str(path)
+            scenarios.append(scenario)
+    return scenarios
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            found = [each for each in sorted(path.rglob("*")) if each.suffix in SUFFIXES and "machines" not in each.parent.parts]
+            if not found:
+                raise InputError("no scenario files (*.yaml) in this folder", source=str(path))
+            yield from found
+        else:
+            yield path
+
+
+def load_scenario_file(path: Path) -> list[Scenario]:
+    """Load the scenarios of one file, machines resolved."""
+    text = read_text(path)
+    if len(text) > MAX_BYTES:
+        raise InputError(f"is larger than {MAX_BYTES >> 20} MiB", source=str(path))
+    documents = parse_documents(text, str(path))
+    if not documents:
+        raise InputError("is empty; a scenario was expected", source=str(path))
+    several = len(documents) > 1
+    return [
+        load_scenario(
+            document,
+            source=f"{path}, document {number}" if several else str(path),
+            folder=path.parent,
+            text=None if several else text,
+        )
+        for number, document in enumerate(documents, start=1)
+    ]
+
+
+def load_scenario(document: Any, *, source: str, folder: Path | None = None, text: str | None = None) -> Scenario:
+    """Validate one scenario and resolve its machine; step and expectation names are checked against the machine's devices."""
+    scenario = validate_document(Scenario, document, text=text, source=source)
+    machine = scenario.machine
+    if isinstance(machine, str):
+        try:
+            machine = load_machine(machine, folder)
+        except InputError as error:
+            raise InputError(str(error), source=source, place="machine") from error
+    elif folder is not None:
+        machine = load_tables(machine, folder)
+    scenario = scenario.model_copy(update={"machine": machine})
+    names = {device.name for device in machine.devices}
+    for number, step in enumerate(scenario.steps, start=1):
+        for name in step.device_names():
+            if name not in names:
+                known = ", ".join(sorted(names)) or "none"
+                raise InputError(
+                    f"no device {name!r} in the machine; there are {known}", source=source, place=f"steps[{number - 1}].{step.op}"
+                )
+    return scenario
