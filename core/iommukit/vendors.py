@@ -89,7 +89,7 @@ def _bind(hook: str, caller: Any, implementations: list[Any], arguments: tuple[s
             def call(**given: Any) -> Any:
                 return function(**{name: given[name] for name in names})
 
-    if default is None or hook in _NONE_IS_AN_ANSWER:
+    if default is None or (hook in _NONE_IS_AN_ANSWER and hook in ops.implemented):
         return call
     chosen, fallback = call, default
 

@@ -90,9 +90,10 @@ def start_system(
     state = new_boot_state(kernel, arch, boot)
     realised, topology = _prepared.get(machine, vendor, state)
     parse_cmdline(state, registry)
+    system = System(kernel, vendor, realised, topology, state, assume_acs=assume_acs)
+    state.untrusted = frozenset(device.name for device in system.present_devices() if device.untrusted)
     vendor.ops.early_quirks(machine=realised, boot=state)
     state.log.extend(state.default.settle(state.kconfig, state.memory_encryption))
-    system = System(kernel, vendor, realised, topology, state, assume_acs=assume_acs)
     system.units = list(vendor.ops.discover(machine=realised, boot=state))
     kernel.start(system, drivers_loaded=boot.drivers == "loaded")
     return system

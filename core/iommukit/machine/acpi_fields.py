@@ -96,11 +96,11 @@ class Int(Wire):
             bound.reserved_bits = self.maximum & ~sum(type_)
         return bound
 
-    def read(self, raw: bytes, labels: Mapping[int, str] = {}) -> int:
+    def read(self, raw: bytes, labels: Mapping[int, str]) -> int:
         value = int.from_bytes(raw, "little")
         return value if self.type is None else self.type(value)
 
-    def write(self, value: int, labels: Mapping[str, int] = {}) -> bytes:
+    def write(self, value: int, labels: Mapping[str, int]) -> bytes:
         return int(value).to_bytes(self.size, "little")
 
     def reserved(self, value: int) -> str | None:
@@ -111,29 +111,26 @@ class Int(Wire):
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         wire = self.of(source)
+        note = {"iommukit_wire": wire}
         if wire.type is not None:
-            return core_schema.no_info_plain_validator_function(
-                wire._named, serialization=core_schema.plain_serializer_function_ser_schema(wire._written, when_used="json")
-            )
+            written = core_schema.plain_serializer_function_ser_schema(wire._written, when_used="json")
+            return core_schema.no_info_plain_validator_function(wire._named, serialization=written, metadata=note)
         plain = core_schema.int_schema(strict=True, ge=0, le=self.maximum)
-        if not self.hex:
-            return core_schema.no_info_before_validator_function(number, plain)
-        shown = core_schema.plain_serializer_function_ser_schema(hex, when_used="json")
-        return core_schema.no_info_before_validator_function(number, plain, serialization=shown)
+        written = core_schema.plain_serializer_function_ser_schema(hex if self.hex else int, when_used="json")
+        return core_schema.no_info_before_validator_function(number, plain, serialization=written, metadata=note)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        plain: list[JsonSchemaValue] = [
+        numbers: list[JsonSchemaValue] = [
             {"type": "integer", "minimum": 0, "maximum": self.maximum},
             {"type": "string", "pattern": "^(0x[0-9a-fA-F]+|[0-9]+)$"},
         ]
-        function = schema.get("function")
-        bound = getattr(function and function["function"], "__self__", None)
-        if isinstance(bound, Int) and bound.type is not None:
-            names: JsonSchemaValue = {"enum": [member.name.lower() for member in bound.type]}  # type: ignore[union-attr]
-            if issubclass(bound.type, enum.IntFlag):
-                return {"anyOf": [{"type": "array", "items": {"anyOf": [names, *plain]}}, *plain]}
-            return {"anyOf": [names, *plain]}
-        return {"anyOf": plain}
+        wire: Int = schema["metadata"]["iommukit_wire"]
+        if wire.type is None:
+            return {"anyOf": numbers}
+        choices = [{"enum": [name.lower() for name in wire.type.__members__]}, *numbers]
+        if issubclass(wire.type, enum.IntFlag):
+            return {"anyOf": [{"type": "array", "items": {"anyOf": choices}}, *choices]}
+        return {"anyOf": choices}
 
     def _named(self, value: object) -> int:
         assert self.type is not None
@@ -174,10 +171,10 @@ class Text(Wire):
     def __init__(self, size: int) -> None:
         self.size: int = size
 
-    def read(self, raw: bytes, labels: Mapping[int, str] = {}) -> str:
+    def read(self, raw: bytes, labels: Mapping[int, str]) -> str:
         return raw.decode("latin-1").rstrip("\0")
 
-    def write(self, value: str, labels: Mapping[str, int] = {}) -> bytes:
+    def write(self, value: str, labels: Mapping[str, int]) -> bytes:
         return value.encode("latin-1").ljust(self.size, b"\0")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
@@ -191,13 +188,13 @@ class Text(Wire):
 class NulText(Wire):
     """Text that ends with a NUL."""
 
-    def read(self, raw: bytes, labels: Mapping[int, str] = {}) -> str:
+    def read(self, raw: bytes, labels: Mapping[int, str]) -> str:
         text, end, _ = raw.partition(b"\0")
         if not end:
             raise ValueError("has no terminating NUL")
         return text.decode("latin-1")
 
-    def write(self, value: str, labels: Mapping[str, int] = {}) -> bytes:
+    def write(self, value: str, labels: Mapping[str, int]) -> bytes:
         return value.encode("latin-1") + b"\0"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
@@ -220,10 +217,10 @@ class Raw(Wire):
         self.size = size
         self.zero = zero
 
-    def read(self, raw: bytes, labels: Mapping[int, str] = {}) -> bytes:
+    def read(self, raw: bytes, labels: Mapping[int, str]) -> bytes:
         return bytes(raw)
 
-    def write(self, value: bytes, labels: Mapping[str, int] = {}) -> bytes:
+    def write(self, value: bytes, labels: Mapping[str, int]) -> bytes:
         return value
 
     def reserved(self, value: bytes) -> str | None:
@@ -264,10 +261,10 @@ class PathStep(Wire):
 
     size = 2
 
-    def read(self, raw: bytes, labels: Mapping[int, str] = {}) -> DeviceFunction:
+    def read(self, raw: bytes, labels: Mapping[int, str]) -> DeviceFunction:
         return DeviceFunction(raw[0], raw[1])
 
-    def write(self, value: DeviceFunction, labels: Mapping[str, int] = {}) -> bytes:
+    def write(self, value: DeviceFunction, labels: Mapping[str, int]) -> bytes:
         return bytes(value)
 
     def reserved(self, value: DeviceFunction) -> str | None:

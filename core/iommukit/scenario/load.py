@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ MAX_BYTES = 16 << 20
 def shipped_machines() -> Path:
     """The folder of the machine files that come with the project."""
     return Path(str(resources.files("iommukit.machine"))) / "files"
+
+
+def shipped_scenarios() -> Path:
+    """The folder of the conformance scenarios.  Raises ``InputError`` where the suite is not installed."""
+    found = find_spec("iommukit_conformance")
+    if found is None or found.origin is None:
+        raise InputError("the conformance scenarios are not installed (package iommukit_conformance)")
+    return Path(found.origin).parent / "scenarios"
 
 
 def load_machine(name: str, folder: Path | None = None) -> Machine:

@@ -117,8 +117,8 @@ class Synthetic:
 def described_by(machine: Machine, hardware: Hardware) -> str:
     """``acpi`` or ``dt``.
 
-    A machine that says neither is a device-tree one, as QEMU's is, unless it has direct regions: kernels read those from an IORT since
-    6.0, from device trees only since 6.12.  Raises ``NotApplicable`` for regions that the chosen one cannot express.
+    A machine that says neither is a device-tree one, as QEMU's is, unless it has direct regions: kernels read those from an
+    IORT since 6.0, from device trees only since 6.12.  Raises ``NotApplicable`` for regions that the chosen one cannot express.
     """
     kinds = {region.type for spec in machine.devices for region in spec.reserved}
     direct = kinds & {"direct", "direct-relaxable"}
@@ -133,8 +133,8 @@ def described_by(machine: Machine, hardware: Hardware) -> str:
 def written_regions(device: Device, *, acpi: bool, preserve_config: bool) -> list[ReservedRegion]:
     """The machine file's regions of a device, as the kernel reads them.
 
-    ACPI: reserved memory ranges of an IORT, in the same way as a table's own.  Device tree: ``reserved-memory`` with ``iommu-addresses``,
-    since 6.12.
+    ACPI: reserved memory ranges of an IORT, in the same way as a table's own.  Device tree: ``reserved-memory`` with
+    ``iommu-addresses``, since 6.12.
     """
     boot = device.system.boot
     if not acpi:

@@ -162,8 +162,8 @@ class StreamMap:
     def group_of(self, device: Device) -> Group | None:
         """The group that a device's entries have (``arm_smmu_device_group``).
 
-        The kernel keeps what the last entry says: a group found earlier is lost again where the last entry has none.  ``EINVAL`` where
-        two entries in succession have different groups.
+        The kernel keeps what the last entry says: a group found earlier is lost again where the last entry has none.
+        ``EINVAL`` where two entries in succession have different groups.
         """
         found: Group | None = None
         for entry in self.claims[device]:

@@ -7,7 +7,6 @@ Three drivers in one: 6.1, where the architecture maps by itself and the IOMMU d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from iommukit.device import Device, Unit
 from iommukit.dma.setup import iommu_setup_dma_ops
@@ -190,6 +189,3 @@ def set_dev_blocked(device: Device) -> bool:
         return False
     device.attached = None
     return True
-
-
-HOOKS: tuple[Any, ...] = ()

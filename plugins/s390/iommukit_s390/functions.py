@@ -33,9 +33,7 @@ DT_RF = 3 << 2
 ISM = 5
 """Function type of internal shared memory, whose driver needs each unmap flushed at once (``PCI_FUNC_TYPE_ISM``)."""
 
-FUNCTION_KINDS = frozenset(
-    {DeviceKind.ZPCI, DeviceKind.ENDPOINT, DeviceKind.CONVENTIONAL, DeviceKind.INTEGRATED_ENDPOINT}
-)
+FUNCTION_KINDS = frozenset({DeviceKind.ZPCI, DeviceKind.ENDPOINT, DeviceKind.CONVENTIONAL, DeviceKind.INTEGRATED_ENDPOINT})
 """What a machine file may call a function; s390 shows no topology, so the words mean the same here."""
 
 
@@ -79,7 +77,8 @@ class StaticDomains:
 class Function:
     """One function and its IOMMU (``struct zpci_dev``); addresses are bytes, inclusive.
 
-    ``end_dma`` shrinks to what tables and aperture allow: when the function is found, or, in 7.2, when a paging domain is allocated.
+    ``end_dma`` shrinks to what tables and aperture allow: when the function is found, or, in 7.2, when a paging domain is
+    allocated.
     """
 
     name: str
@@ -153,8 +152,8 @@ class Function:
 def find_functions(machine: Machine, clp: Mapping[str, Mapping[str, Any]], *, factor: int, era: Era) -> list[Function]:
     """The functions of a machine in its order (``clp_scan_pci_devices``).
 
-    ``clp`` gives the attributes that a CLP description has, by device name; a device's own attributes come first, then CLP's, then the
-    machine's hardware options.  ``factor`` is ``s390_iommu_aperture``, 0 for no limit.
+    ``clp`` gives the attributes that a CLP description has, by device name; a device's own attributes come first, then CLP's,
+    then the machine's hardware options.  ``factor`` is ``s390_iommu_aperture``, 0 for no limit.
 
     Raises ``NotApplicable`` for a machine with ports or bridges, ``InputError`` for an attribute that cannot be.
     """

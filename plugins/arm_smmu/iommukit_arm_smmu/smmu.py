@@ -1,0 +1,147 @@
+"""One running SMMU as its driver knows it, and the domains that it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iommukit.device import Device, Unit
+from iommukit.domain import Domain, DomainType
+from iommukit.kernel.boot import BootState
+from iommukit.policy import Era
+from iommukit_arm_smmu.described import Description, UnitFacts
+from iommukit_arm_smmu.options import Hardware
+from iommukit_arm_smmu.streams import StreamMap, StreamTable
+
+VENDOR = "arm_smmu"
+
+PAGE_SIZES = {
+    "4K": 0x1000 | 1 << 21 | 1 << 30,
+    "16K": 0x4000 | 1 << 25,
+    "64K": 0x1_0000 | 1 << 29,
+}
+"""Pages and blocks (bytes) of each granule."""
+BLOCK_4T = 1 << 42
+"""The 64 KiB granule's third size, for output addresses above 48 bits."""
+GRANULE_CHOICE = ("4K", "16K", "64K")
+"""A kernel with 4 KiB pages prefers its own size, then the smallest there is (``arm_lpae_restrict_pgsizes``)."""
+
+QUEUE_LINES = ("allocated 65536 entries for cmdq", "allocated 32768 entries for evtq")
+"""QEMU's queue sizes, as the driver prints them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StaticDomains:
+    """The driver's two domains that are never allocated (since 6.12)."""
+
+    identity: Domain
+    blocked: Domain
+
+    @classmethod
+    def fresh(cls) -> StaticDomains:
+        """A pair for one running kernel."""
+        return cls(Domain(DomainType.IDENTITY, static=True), Domain(DomainType.BLOCKED, static=True))
+
+
+@dataclass(slots=True, eq=False)
+class SmmuDomain(Domain):
+    """An allocated domain.  The first unit that it meets settles its format, and it belongs to that unit from then on."""
+
+    unit: Unit | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Smmu:
+    """The driver's view of one unit (``struct arm_smmu_device``)."""
+
+    facts: UnitFacts
+    hardware: Hardware
+    description: Description
+    streams: StreamTable | StreamMap
+    domains: StaticDomains
+
+    @property
+    def version(self) -> int:
+        """2 or 3."""
+        return self.facts.version
+
+    @property
+    def qcom(self) -> bool:
+        """Qualcomm's hooks are in force."""
+        return self.hardware.implementation == "qcom"
+
+    @property
+    def granule(self) -> str:
+        """The granule of the tables."""
+        return next(name for name in GRANULE_CHOICE if name in self.hardware.granules)
+
+    @property
+    def page_sizes(self) -> int:
+        """Bitmap of the page sizes that a domain maps."""
+        sizes = PAGE_SIZES[self.granule]
+        return sizes | BLOCK_4T if self.granule == "64K" and self.hardware.oas > 48 else sizes
+
+    @property
+    def input_bits(self) -> int:
+        """Width of the addresses that a domain translates: stage 1's where the hardware has it, else stage 2's."""
+        bits = self.hardware.va_bits if 1 in self.hardware.stages else self.hardware.ias
+        return min(bits, 52 if self.granule == "64K" else 48)
+
+    def settle(self, domain: SmmuDomain, unit: Unit) -> None:
+        """Fix a domain's format to this unit (``arm_smmu_domain_finalise``, ``arm_smmu_init_domain_context``)."""
+        domain.unit = unit
+        if domain.type is not DomainType.IDENTITY:
+            domain.aperture = (0, (1 << self.input_bits) - 1)
+            domain.page_sizes = self.page_sizes
+
+    def lines(self, era: Era) -> list[str]:
+        """What the driver prints when it finds the unit; SMMUv2's longer list has no part here."""
+        if self.version == 2:
+            return []
+        prefix = f"{self.facts.driver} {self.facts.device}: "
+        widths = f"oas {self.hardware.oas}-bit (features {self._features(era):#010x})"
+        lines = ["option mask 0x0"] if self.description.acpi else []
+        lines.append(widths if era >= Era.V7_2 else f"ias {self.hardware.ias}-bit, {widths}")
+        return [prefix + line for line in (*lines, *QUEUE_LINES)]
+
+    def _features(self, era: Era) -> int:
+        """``ARM_SMMU_FEAT_…``: two-level stream tables, little endian and range invalidation as QEMU has them, and the options."""
+        bits = {0, 2, 15, *(8 + stage for stage in self.hardware.stages)}
+        if self.facts.coherent_walk:
+            bits.add(8)
+        if era >= Era.V7_2:
+            bits.add(24)  # block sizes may change without break-before-make: printed since the driver knows it
+        return sum(1 << bit for bit in bits)
+
+
+def start_units(description: Description, hardware: Hardware, boot: BootState) -> list[Unit]:
+    """The units of a machine, and their lines in the log."""
+    # Before 7.2 firmware is asked at bind; only the legacy binding is read when a unit registers.
+    at_bind = boot.era < Era.V7_2 and not hardware.legacy_binding
+    domains = StaticDomains.fresh()
+    units = []
+    for facts in description.units:
+        streams: StreamTable | StreamMap
+        if facts.version == 3:
+            streams = StreamTable(hardware.sid_bits, _grouped if at_bind else _present)
+        else:
+            streams = StreamMap(hardware.mapping_groups, hardware.sid_bits, _grouped if at_bind else _present)
+        smmu = Smmu(facts, hardware, description, streams, domains)
+        lines = smmu.lines(boot.era)
+        boot.log.extend(lines)
+        units.append(Unit(facts.name, VENDOR, probes_at_bind=at_bind, log=lines, state=smmu))
+    return units
+
+
+def _grouped(device: Device) -> bool:
+    return device.present and device.group is not None
+
+
+def _present(device: Device) -> bool:
+    return device.present
+
+
+def smmu_of(device: Device) -> Smmu:
+    """The SMMU that translates for a device."""
+    assert device.unit is not None
+    smmu: Smmu = device.unit.state
+    return smmu
