@@ -31,6 +31,8 @@ class DeviceKind(enum.Enum):
     PLATFORM = "platform"
     ZPCI = "zpci"
 
+    __hash__ = object.__hash__  # members are single objects; the inherited hash is slow
+
     @property
     def is_pci(self) -> bool:
         """On a PCI bus as the kernel sees it (s390's functions too)."""

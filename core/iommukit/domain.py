@@ -17,6 +17,8 @@ class DomainType(enum.Enum):
     DMA_FQ = 11
     PLATFORM = 32
 
+    __hash__ = object.__hash__  # members are single objects; the inherited hash is slow
+
     @property
     def sysfs(self) -> str:
         """What ``/sys/kernel/iommu_groups/N/type`` prints for a default domain of this type."""

@@ -21,6 +21,8 @@ class DmaApiPolicy(enum.IntEnum):
     ANY = 3
     """No opinion."""
 
+    __hash__ = int.__hash__  # equal numbers are equal keys; the inherited hash is slow
+
 
 SYSFS_POLICY: dict[str, DmaApiPolicy] = {
     "identity": DmaApiPolicy.IDENTITY,

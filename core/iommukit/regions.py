@@ -21,6 +21,8 @@ class RegionType(enum.Enum):
     SW_MSI = "sw-msi"
     """A window that the IOMMU's user chooses for interrupts; sysfs prints it as ``msi``."""
 
+    __hash__ = object.__hash__  # members are single objects; the inherited hash is slow
+
     @property
     def is_direct(self) -> bool:
         """Both kinds that are mapped 1:1."""

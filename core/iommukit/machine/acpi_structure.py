@@ -2,7 +2,7 @@
 
 A structure's annotated fields, in order, are its bytes.  What can be derived is no field but a class variable in its place::
 
-    class Drhd(Structure):
+    class Drhd(Block):
         kind: Literal["drhd"] = "drhd"             # not in memory: how people tell structures apart
         type: ClassVar[Tag] = Tag(2, 0)            # two bytes: 0 for this structure
         length: ClassVar[Length] = Length(2)       # two bytes: the structure's length
@@ -111,8 +111,6 @@ class Structure(_Model):
 
     __plan__: ClassVar[Plan]
 
-    placement: Placement | None = None
-
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
@@ -192,7 +190,7 @@ def _plan(cls: type[Structure]) -> Plan:
     plan = Plan()
     located = set()
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
-        if name in ("placement", "kind", "__plan__"):
+        if name in ("placement", "__plan__") or typing.get_origin(hint) is Literal:
             continue
         if name == "label":
             plan.labelled = True
@@ -206,6 +204,8 @@ def _plan(cls: type[Structure]) -> Plan:
                 plan.tag = (plan.head_size, part)
             elif isinstance(part, Length):
                 plan.length = (plan.head_size, part.size)
+                if not issubclass(cls, Block):
+                    raise TypeError(f"{cls.__name__} has a length: it is a Block")
             elif isinstance(part, Count):
                 plan.counted.add(part.of)
             elif isinstance(part, Offset):
@@ -256,6 +256,12 @@ def _members(hint: Any) -> list[type[Structure]]:
         hint = hint.__origin__
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
     return list(options)
+
+
+class Block(Structure):
+    """A structure that carries its length, so that it may be longer than its fields."""
+
+    placement: Placement | None = None
 
 
 def walk(structure: Structure, path: str = "") -> Iterator[tuple[str, Structure]]:

@@ -14,8 +14,10 @@ Word = Literal["cap", "ecap"]
 SIZE_2M = 1 << 21
 SIZE_1G = 1 << 30
 ALL_ONES = (1 << 64) - 1
+WIDTHS = (39, 48, 57)
+"""The address widths (bits) of tables with three, four and five levels."""
 DEFAULT_WIDTH = 57
-"""The address width (bits) that the driver starts from; tables are trimmed to what a unit can do when a device is attached."""
+"""The address width (bits) that a domain starts from; its tables are trimmed to what a unit can do when a device is attached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,10 @@ class Capabilities:
         return replace(self, cap=word) if bits.word == "cap" else replace(self, ecap=word)
 
     def with_width(self, width: int) -> Capabilities:
-        """The same words for an address width of 39, 48 or 57 bits: one entry in SAGAW, and MGAW to match."""
-        words = self.with_bits(SAGAW, 1 << (width - 30) // 9).with_bits(MGAW, width - 1)
-        return words.with_bits(FS5LP, 1) if width == DEFAULT_WIDTH else words
+        """The same words for an address width out of ``WIDTHS``: tables up to that depth, and MGAW to match."""
+        deepest = (width - 30) // 9
+        words = self.with_bits(SAGAW, (1 << deepest + 1) - 2).with_bits(MGAW, width - 1)
+        return words.with_bits(FS5LP, int(width == WIDTHS[-1]))
 
     @property
     def absent(self) -> bool:

@@ -59,8 +59,8 @@ def _step(facts: DeviceFacts) -> tuple[int, int, int]:
     return facts.pci.bus, facts.pci.slot, facts.pci.function
 
 
-def nodes_of(topology: Topology) -> Iterator[PciNode]:
-    """The PCI functions that are there at boot, in the order of enumeration."""
+def nodes_of(topology: Topology, *, absent: bool = False) -> Iterator[PciNode]:
+    """The PCI functions that are there at boot, in the order of enumeration; with ``absent`` also those to be plugged in."""
     ways: dict[int, tuple[tuple[int, int, int], ...]] = {}
 
     def way(index: int) -> tuple[tuple[int, int, int], ...]:
@@ -71,7 +71,7 @@ def nodes_of(topology: Topology) -> Iterator[PciNode]:
         return ways[index]
 
     for index, placed in enumerate(topology.devices):
-        if placed.facts.pci is not None and placed.facts.present:
+        if placed.facts.pci is not None and (absent or placed.facts.present):
             yield PciNode(placed.facts, way(index))
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from iommukit.device import DeviceKind
 from iommukit.domain import UNBOUNDED, Domain, DomainType
@@ -46,6 +46,12 @@ class FunctionAttributes(Strict):
     start_dma: Number = Field(0x1_0000_0000, description="first DMA address of a function (CLP: SDMA)")
     end_dma: Number = Field(0x1FF_FFFF_FFFF_FFFF, description="last DMA address of a function (CLP: EDMA)")
     dtsm: int = Field(0x40, ge=0, le=0xFF, description="designation types supported, a mask: chooses the table type in 7.2")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.end_dma < self.start_dma:
+            raise ValueError(f"end_dma {self.end_dma:#x} lies before start_dma {self.start_dma:#x}")
+        return self
 
 
 class Hardware(FunctionAttributes):
