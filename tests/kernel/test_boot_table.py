@@ -11,7 +11,7 @@ from iommukit.machine.model import BootSpec
 from iommukit.vendors import VendorRegistry
 
 TABLE = Path(__file__).parents[1] / "data" / "boot_policy.csv"
-ROWS = list(csv.DictReader(TABLE.open(encoding="utf-8")))
+ROWS = list(csv.DictReader(TABLE.read_text(encoding="utf-8").splitlines()))
 COLUMNS = {
     "6.1": ("v61_type", "v61_lines"),
     "6.1.192": ("v61_type", "v61_lines"),

@@ -131,13 +131,13 @@ def load_scenario(document: Any, *, source: str, folder: Path | None = None, tex
     """Validate one scenario and resolve its machine; step and expectation names are checked against the machine's devices."""
     scenario = validate_document(Scenario, document, text=text, source=source)
     machine = scenario.machine
-    if isinstance(machine, str):
-        try:
+    try:
+        if isinstance(machine, str):
             machine = load_machine(machine, folder)
-        except InputError as error:
-            raise InputError(str(error), source=source, place="machine") from error
-    elif folder is not None:
-        machine = load_tables(machine, folder)
+        elif folder is not None:
+            machine = load_tables(machine, folder)
+    except InputError as error:
+        raise InputError(str(error), source=source, place="machine") from error
     scenario = scenario.model_copy(update={"machine": machine})
     names = {device.name for device in machine.devices}
     for number, step in enumerate(scenario.steps, start=1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from iommukit.machine.model import BootSpec, Machine, Strict
 
@@ -122,9 +122,9 @@ class Scenario(Strict):
 
     @field_validator("machine", mode="before")
     @classmethod
-    def _inline(cls, value: Any) -> Any:
+    def _inline(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, dict):
-            return {"machine": "inline", **value}
+            return {"machine": info.data.get("scenario", "inline"), **value}
         return value
 
     @field_validator("expect", mode="before")

@@ -6,12 +6,30 @@ function in sixteen bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntFlag
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
-from iommukit.machine.acpi import U8, As8, Code, Count, Hex16, Hex32, Int, Payload, Structure, Tag, Text, Zero8, Zero16
+from iommukit.machine.acpi import (
+    U8,
+    As8,
+    Code,
+    Count,
+    Hex8,
+    Hex16,
+    Hex32,
+    Payload,
+    Structure,
+    Tag,
+    Text,
+    Wire,
+    Zero8,
+    Zero16,
+)
 
 ACPI_HID_FIXED = 22
 """Bytes of an ACPI HID entry before its unique id."""
@@ -44,6 +62,38 @@ class UidFormat(Code):
     STRING = 2
 
 
+class UniqueId(Wire):
+    """Bytes that mostly are text: written as that text where it can be printed, else as ``hex:0100``."""
+
+    def read(self, raw: bytes, labels: Mapping[int, str]) -> bytes:
+        """The bytes themselves."""
+        return raw
+
+    def write(self, value: bytes, labels: Mapping[str, int]) -> bytes:
+        """The bytes themselves."""
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        shown = core_schema.plain_serializer_function_ser_schema(self._text, when_used="json")
+        return core_schema.no_info_plain_validator_function(self._bytes, serialization=shown)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "description": "text, or hex: and pairs of hexadecimal digits"}
+
+    def _text(self, value: bytes) -> str:
+        text = value.decode("latin-1")
+        return text if text.isascii() and (text + " ").isprintable() and text[:4] != "hex:" else f"hex:{value.hex()}"
+
+    def _bytes(self, value: object) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        if not isinstance(value, str):
+            raise ValueError(f"text was expected, not {value!r}")
+        if value.startswith("hex:"):
+            return bytes.fromhex(value[4:])
+        return value.encode("latin-1")
+
+
 class Entry(Structure):
     """What all device entries share: the type in the first byte, whose top bits give the entry's length (5.2.2.1)."""
 
@@ -64,7 +114,7 @@ class Pad(Entry):
     kind: Literal["pad"] = "pad"
     type: ClassVar[Tag] = Tag(1, 0)
     device: Hex16 = Field(0, title="Device ID")
-    data_setting: Annotated[int, Int(1, hex=True)] = 0
+    data_setting: Hex8 = 0
 
 
 class All(Entry):
@@ -72,7 +122,7 @@ class All(Entry):
 
     kind: Literal["all"] = "all"
     type: ClassVar[Tag] = Tag(1, 1)
-    reserved: Zero16 = 0
+    device: Annotated[Hex16, Field(title="Device ID", description="ignored")] = 0
     data_setting: As8[DteFlags] = DteFlags(0)
 
 
@@ -162,7 +212,7 @@ class Special(Entry):
 class AcpiHid(Entry):
     """A device of the ACPI namespace, whose requests carry the id ``device`` (type 0xf0).
 
-    ``uid`` is the unique id's bytes as text, whatever the format; ``unique_id`` reads it by its format.
+    ``uid`` holds the unique id's bytes, ``unique_id`` reads them by their format.
     """
 
     kind: Literal["acpi_hid"] = "acpi_hid"
@@ -173,21 +223,21 @@ class AcpiHid(Entry):
     cid: Annotated[str, Text(8)] = Field("", title="Compatible ID")
     uid_format: As8[UidFormat] = UidFormat.STRING
     uid_length: ClassVar[Count] = Count(1, "uid")
-    uid: Annotated[str, Text()] = Field("", title="Unique ID")
+    uid: Annotated[bytes, UniqueId()] = Field(b"", title="Unique ID")
 
     @property
     def unique_id(self) -> int | str | None:
         """The unique id: a number (of any length), a path such as ``\\_SB.FUR0``, or none."""
         if self.uid_format == UidFormat.INTEGER:
-            return int.from_bytes(self.uid.encode("latin-1"), "little")
-        return self.uid.rstrip("\0") if self.uid_format == UidFormat.STRING else None
+            return int.from_bytes(self.uid, "little")
+        return self.uid.decode("latin-1").rstrip("\0") if self.uid_format == UidFormat.STRING else None
 
 
 class RawEntry(Entry):
     """An entry of a type that is not known here; Linux skips it as far as its length is known."""
 
     kind: Literal["raw"] = "raw"
-    type: Annotated[int, Int(1, hex=True)]
+    type: Hex8
     payload: Payload
 
     @model_validator(mode="after")

@@ -62,7 +62,8 @@ class Capabilities:
 
     def get(self, bits: Bits) -> int:
         """A field's value."""
-        return getattr(self, bits.word) >> bits.low & (1 << bits.width) - 1
+        word = self.cap if bits.word == "cap" else self.ecap
+        return (word & bits.mask) >> bits.low
 
     def has(self, bits: Bits) -> bool:
         """Whether a field is not zero."""
@@ -70,8 +71,10 @@ class Capabilities:
 
     def with_bits(self, bits: Bits, value: int) -> Capabilities:
         """The same words with one field changed."""
-        word: int = getattr(self, bits.word) & ~bits.mask | value << bits.low & bits.mask
-        return replace(self, cap=word) if bits.word == "cap" else replace(self, ecap=word)
+        inserted = value << bits.low & bits.mask
+        if bits.word == "cap":
+            return replace(self, cap=self.cap & ~bits.mask | inserted)
+        return replace(self, ecap=self.ecap & ~bits.mask | inserted)
 
     def with_width(self, width: int) -> Capabilities:
         """The same words for an address width out of ``WIDTHS``: tables up to that depth, and MGAW to match."""
@@ -102,7 +105,7 @@ class Capabilities:
 
     def translates(self) -> bool:
         """Whether the unit names any address width (``alloc_iommu``)."""
-        return self.has(SAGAW) or self.has(SMTS) and not self.has(SSTS)
+        return self.has(SAGAW) or (self.has(SMTS) and not self.has(SSTS))
 
 
 def large_pages(units: Iterable[Capabilities], first_stage: bool) -> int:

@@ -37,12 +37,20 @@ from iommukit_intel_vtd.capabilities import (
     common,
     large_pages,
 )
-from iommukit_intel_vtd.firmware import DMAR
-from iommukit_intel_vtd.options import OPTIONS, vtd_options
+from iommukit_intel_vtd.firmware import DMAR, Dmar
+from iommukit_intel_vtd.options import OPTIONS
 from iommukit_intel_vtd.parse import audits, read_platform
-from iommukit_intel_vtd.quirks import AZALIA, SYSTEM_MANAGEMENT, check_isoch, is_display, is_isa_bridge, rmrr_is_relaxable, scan_fixups
+from iommukit_intel_vtd.quirks import (
+    AZALIA,
+    SYSTEM_MANAGEMENT,
+    check_isoch,
+    is_display,
+    is_isa_bridge,
+    rmrr_is_relaxable,
+    scan_fixups,
+)
 from iommukit_intel_vtd.remapping import Platform, RemappingUnit
-from iommukit_intel_vtd.table import INTERRUPTS
+from iommukit_intel_vtd.synthetic import INTERRUPTS
 
 VENDOR = "intel_vtd"
 PLATFORM = "intel_vtd.platform"
@@ -81,7 +89,7 @@ def declare() -> VendorDeclaration:
 
 
 @hookimpl
-def firmware_formats() -> Sequence[TableFormat[object]]:
+def firmware_formats() -> Sequence[TableFormat[Dmar]]:
     """The DMAR table."""
     return (DMAR,)
 
@@ -143,7 +151,7 @@ def early_quirks(machine: Machine, boot: BootState) -> None:
     """Read the table, ask for ACS, and run the quirks of the PCI scan."""
     platform = boot.options[PLATFORM] = read_platform(machine, boot)
     options = platform.options
-    if platform.valid and not boot.no_iommu and (options.enabled or platform.table.opts_in):
+    if platform.valid and not boot.no_iommu and (options.enabled or platform.table.dma_ctrl_platform_opt_in):
         boot.acs_requested = True
     platform.quirks = scan_fixups((node.facts for node in platform.devices), options.map_graphics, boot)
 
@@ -188,7 +196,7 @@ def _obey_opt_in(platform: Platform, boot: BootState) -> None:
     Where the build leaves remapping off, trusted devices then run untranslated.
     """
     outside = any(node.facts.external_facing for node in platform.devices)
-    if not platform.table.opts_in or platform.options.opt_in_vetoed or not outside:
+    if not platform.table.dma_ctrl_platform_opt_in or platform.options.opt_in_vetoed or not outside:
         return
     if boot.no_iommu and boot.era is not Era.V6_12:
         return  # Only 6.12 lets the platform overrule iommu=off.
@@ -268,8 +276,7 @@ def probe_finalize(device: Device) -> None:
 
 @hookimpl
 def release_device(device: Device) -> None:
-    """Take the device's translation away and forget where it was."""
-    _unit(device).platform.bindings.pop(device.name, None)
+    """Take the device's translation away."""
     device.attached = None
 
 
@@ -302,10 +309,10 @@ def capable(device: Device, capability: str) -> bool:
         case "deferred_flush":
             return era is Era.V6_12
         case "pre_boot_protection":
-            return unit.platform.table.opts_in
+            return unit.platform.table.dma_ctrl_platform_opt_in
         case "interrupt_remapping":
             words = [member.capabilities for member in unit.platform.units]
-            return unit.platform.table.remaps_interrupts and common(words, IR)
+            return unit.platform.table.intr_remap and common(words, IR)
         case "enforce_cache_coherency":
             return era >= Era.V6_12 and unit.capabilities.has(SC)
         case "dirty_tracking":
@@ -364,7 +371,7 @@ def domain_alloc(device: Device, type: DomainType) -> Domain | None:
         return unit.platform.identity
     if type is DomainType.BLOCKED:
         return unit.platform.blocked if boot.era >= Era.V6_12 else None
-    if type is DomainType.PLATFORM or type is DomainType.DMA_FQ and boot.era >= Era.V6_12:
+    if type is DomainType.PLATFORM or (type is DomainType.DMA_FQ and boot.era >= Era.V6_12):
         return None
     first_stage = _first_stage_by_default(unit, boot, unmanaged=type is DomainType.UNMANAGED)
     if boot.era >= Era.V7_2:
@@ -393,8 +400,8 @@ def _large_pages(units: Sequence[RemappingUnit], first_stage: bool) -> int:
 def attach_dev(domain: Domain, device: Device) -> None:
     """Put the device's requests through a domain (``intel_iommu_attach_device``).
 
-    Raises ``EPERM`` before 6.12 for an unmanaged domain where firmware shares memory with the device, ``EFAULT`` (later ``EINVAL``) for
-    a domain with addresses that the unit cannot translate.
+    Raises ``EPERM`` before 6.12 for an unmanaged domain where firmware shares memory with the device, ``EFAULT`` (later ``EINVAL``)
+    for a domain with addresses that the unit cannot translate.
     """
     unit, boot = _unit(device), device.system.boot
     if domain.type is DomainType.UNMANAGED and boot.era < Era.V6_12 and _rmrr_locked(device):

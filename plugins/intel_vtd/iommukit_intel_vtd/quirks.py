@@ -94,8 +94,7 @@ def risky(facts: DeviceFacts, boot: BootState) -> bool:
     if facts.name not in boot.untrusted:
         return False
     boot.log.append(
-        f"pci {facts.label}: DMAR: Skipping IOMMU quirk for dev [{facts.vendor_id:04X}:{facts.device_id:04X}]"
-        " on untrusted PCI link"
+        f"pci {facts.label}: DMAR: Skipping IOMMU quirk for dev [{facts.vendor_id:04X}:{facts.device_id:04X}] on untrusted PCI link"
     )
     boot.log.append(f"pci {facts.label}: DMAR: Please check with your BIOS/Platform vendor about this")
     return True
@@ -159,12 +158,14 @@ def scan_fixups(devices: Iterable[DeviceFacts], map_graphics: bool, boot: BootSt
 
 def check_isoch(devices: Iterable[DeviceFacts], quirks: Quirks, boot: BootState) -> None:
     """Find the firmware that routes sound to the isochronous unit and gives that no TLB (``check_tylersburg_isoch``)."""
-    found = list(devices)
-    for ids in (AZALIA, SYSTEM_MANAGEMENT):
-        first = next((facts for facts in found if facts.ids == ids), None)
-        if first is None or risky(first, boot):
-            return
-    control = register(first, VTISOCHCTRL)
+    first_of: dict[tuple[int, int], DeviceFacts] = {}
+    for facts in devices:
+        first_of.setdefault(facts.ids, facts)
+    if AZALIA not in first_of or risky(first_of[AZALIA], boot):
+        return
+    if SYSTEM_MANAGEMENT not in first_of or risky(first_of[SYSTEM_MANAGEMENT], boot):
+        return
+    control = register(first_of[SYSTEM_MANAGEMENT], VTISOCHCTRL)
     if control is None or control & ISOCH_BYPASSED:
         return
     entries = control & ISOCH_TLB_ENTRIES

@@ -1,7 +1,7 @@
 """The driver's own view of the platform: its units, its regions and which device belongs to which (``dmar.c``).
 
-Filled in two moves, as in the kernel: the table is read and printed early, for interrupt remapping (``parse.py``); devices are bound
-to its structures, and units left out, when DMA remapping is about to be switched on.
+Filled in two moves, as in the kernel: the table is read and printed early, for interrupt remapping (``parse.py``); devices are
+bound to its structures, and units left out, when DMA remapping is about to be switched on.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from iommukit.device import Device, DeviceFacts, DeviceKind
 from iommukit.domain import Domain, DomainType
 from iommukit.kernel.aliases import real_dma_device
 from iommukit_intel_vtd.capabilities import Capabilities
+from iommukit_intel_vtd.firmware import Andd, Atsr, Dmar, Drhd, Rmrr, Satc, ScopeKind
 from iommukit_intel_vtd.hardware import VtdHardware
 from iommukit_intel_vtd.options import VtdOptions
 from iommukit_intel_vtd.quirks import Quirks, is_display
-from iommukit_intel_vtd.scope import PciNode, ScopeKind, ScopeMismatch, names, node_of, upward
-from iommukit_intel_vtd.table import Andd, Atsr, Drhd, Rmrr, Satc, Table
+from iommukit_intel_vtd.scope import PciNode, ScopeMismatch, names, node_of, upward
 
 
 @dataclass(slots=True, eq=False)
@@ -53,11 +53,13 @@ class Platform:
     all the rest, in order.  Devices meet their units, and units register (since 6.1), in this order.
     """
 
-    table: Table
+    table: Dmar
+    synthetic: bool
+    """The machine file carries no table."""
     hardware: VtdHardware
     options: VtdOptions
-    devices: list[PciNode]
-    others: list[DeviceFacts]
+    devices: tuple[PciNode, ...]
+    others: tuple[DeviceFacts, ...]
     """Platform devices."""
     valid: bool = True
     """Firmware names no impossible unit, so that the driver starts at all."""
@@ -75,7 +77,7 @@ class Platform:
     @property
     def words_known(self) -> bool:
         """Whether somebody says what the registers hold: the machine file, or this plugin for a machine without a table."""
-        return self.hardware.units is not None or self.table.synthetic
+        return self.hardware.units is not None or self.synthetic
 
     def active(self) -> list[RemappingUnit]:
         """The units in use, in the driver's order."""
@@ -91,7 +93,7 @@ class Platform:
         binding = self.bindings[node.facts.name] = Binding()
         try:
             for unit in self.units:
-                if not unit.drhd.include_all and names(node, unit.drhd.segment, unit.drhd.scopes, log):
+                if not unit.drhd.include_pci_all and names(node, unit.drhd.segment, unit.drhd.scopes, log):
                     binding.unit = unit
                     break
             binding.rmrrs.extend(rmrr for rmrr in self.rmrrs if names(node, rmrr.segment, rmrr.scopes, log))
@@ -114,8 +116,8 @@ class Platform:
                 if scope.kind == ScopeKind.NAMESPACE and scope.enumeration_id == number:
                     (slot, function), *_ = scope.path
                     log.append(
-                        f'DMAR: ACPI device "{facts.label}" under DMAR at {unit.drhd.base:x} as'
-                        f" {scope.bus:02x}:{slot:02x}.{function}"
+                        f'DMAR: ACPI device "{facts.label}" under DMAR at {unit.drhd.address:x} as'
+                        f" {scope.start_bus:02x}:{slot:02x}.{function}"
                     )
                     self.bindings[facts.name] = Binding(unit)
                     return
@@ -125,17 +127,18 @@ class Platform:
         """Enter everything that is there at boot (``dmar_dev_scope_init``).  False: remapping must stay off."""
         for facts in self.others:
             self.bind_named(facts, log)
-        return all([self.bind(node, log) for node in self.devices])
+        fits = [self.bind(node, log) for node in self.devices]
+        return all(fits)
 
     def leave_out(self) -> None:
         """Ignore units without devices, and those for graphics alone where graphics are not translated."""
         translated = self.options.map_graphics and not self.quirks.broken_graphics
         present = {node.facts.name: node.facts for node in self.devices} | {facts.name: facts for facts in self.others}
         for unit in self.units:
-            if unit.drhd.include_all or unit.ignored:
+            if unit.drhd.include_pci_all or unit.ignored:
                 continue
             members = [present[name] for name, binding in self.bindings.items() if binding.unit is unit]
-            unit.ignored = not members or not translated and all(is_display(facts) for facts in members)
+            unit.ignored = not members or (not translated and all(is_display(facts) for facts in members))
 
     # ---- looking devices up ------------------------------------------------------------------------------------------
 
@@ -161,7 +164,7 @@ class Platform:
         assert device.facts.pci is not None
         bound = {id(self.bindings[member.name].unit) for member in upward(device) if member.name in self.bindings}
         for unit in self.units:
-            if unit.drhd.segment == device.facts.pci.segment and (unit.drhd.include_all or id(unit) in bound):
+            if unit.drhd.segment == device.facts.pci.segment and (unit.drhd.include_pci_all or id(unit) in bound):
                 return unit
         return None
 

@@ -6,34 +6,14 @@ names it; what a named bridge has below it belongs to the bridge's unit (``drive
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from iommukit.device import Device, DeviceFacts
 from iommukit.machine.topology import Topology
+from iommukit_intel_vtd.firmware import DeviceScope, ScopeKind
 
 BRIDGE_CLASS = 0x06
-
-
-class ScopeKind(enum.IntEnum):
-    """``entry type`` of a device scope."""
-
-    ENDPOINT = 1
-    BRIDGE = 2
-    IOAPIC = 3
-    HPET = 4
-    NAMESPACE = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """One device scope: ``bus`` is the start bus, ``path`` the device and function numbers downward from it."""
-
-    kind: int
-    bus: int
-    path: tuple[tuple[int, int], ...]
-    enumeration_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +68,24 @@ def upward(device: Device) -> Iterator[Device]:
         at = at.bus.bridge if at.bus is not None else None
 
 
-def matches(node: PciNode, scope: Scope, log: list[str]) -> bool:
+def matches(node: PciNode, scope: DeviceScope, log: list[str]) -> bool:
     """Whether a scope names a function (``dmar_match_pci_path``).
 
     Some firmware writes the bus number that a device has after enumeration instead of a path; a path of one step is therefore also
     taken as the device's own address, with a line that says so.
     """
-    if node.way[0][0] == scope.bus and tuple(step[1:] for step in node.way) == scope.path:
+    if node.way[0][0] == scope.start_bus and tuple(step[1:] for step in node.way) == scope.path:
         return True
-    if len(scope.path) != 1 or node.way[-1] != (scope.bus, *scope.path[0]):
+    if len(scope.path) != 1 or node.way[-1] != (scope.start_bus, *scope.path[0]):
         return False
     slot, function = scope.path[0]
     log.append(
-        f"DMAR: [Firmware Bug]: RMRR entry for device {scope.bus:02x}:{slot:02x}.{function:x} is broken - applying workaround"
+        f"DMAR: [Firmware Bug]: RMRR entry for device {scope.start_bus:02x}:{slot:02x}.{function:x} is broken - applying workaround"
     )
     return True
 
 
-def names(node: PciNode, segment: int, scopes: Sequence[Scope], log: list[str]) -> bool:
+def names(node: PciNode, segment: int, scopes: Sequence[DeviceScope], log: list[str]) -> bool:
     """Whether one of a structure's scopes names a function (``dmar_insert_dev_scope``).
 
     Raises ``ScopeMismatch`` where the scope's type and the function's header do not fit; bridges without a bridge's header
