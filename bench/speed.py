@@ -37,7 +37,13 @@ def switched_machine(functions: int) -> Machine:
             upstream = f"{root}-up"
             below = bus + 1
             devices.append(
-                {"name": upstream, "address": f"{segment:04x}:{bus:02x}:00.0", "kind": "upstream_port", "parent": root, "buses": f"{below:02x}"}
+                {
+                    "name": upstream,
+                    "address": f"{segment:04x}:{bus:02x}:00.0",
+                    "kind": "upstream_port",
+                    "parent": root,
+                    "buses": f"{below:02x}",
+                }
             )
             bus += 2
             for slot in range(8):

@@ -10,13 +10,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from iommukit.errors import InputError
 from iommukit.hookspecs import CAPABILITIES, PROJECT, FlushQueueOptions, VendorDeclaration, VendorSpec
 from iommukit.policy import DmaApiPolicy
+
+if TYPE_CHECKING:
+    from iommukit.kernel.boot import BootState
+    from iommukit.kernel.cmdline import KernelOption
 
 ENTRY_POINTS = "iommukit.vendors"
 
@@ -124,6 +128,7 @@ class VendorRegistry:
         self._manager.add_hookspecs(VendorSpec)
         self._plugins: dict[str, Any] = {}
         self._vendors: dict[str, Vendor] = {}
+        self._options: dict[Any, list[KernelOption]] = {}
 
     @classmethod
     def installed(cls) -> VendorRegistry:
@@ -184,6 +189,7 @@ class VendorRegistry:
             self._manager.unregister(plugin)
 
     def _rebind(self) -> None:
+        self._options.clear()
         vendors: dict[str, Vendor] = {}
         for name, plugin in self._plugins.items():
             others = [other for other in self._plugins.values() if other is not plugin]
@@ -192,6 +198,17 @@ class VendorRegistry:
             if declaration is not None:
                 vendors[name] = Vendor(name, plugin, declaration, ops)
         self._vendors = vendors
+
+    def options(self, boot: BootState) -> list[KernelOption]:
+        """The command-line options of every driver that is compiled for the booting architecture."""
+        key = (boot.era, boot.release, boot.arch, tuple(sorted(boot.config.items())))
+        known = self._options.get(key)
+        if known is None:
+            known = self._options[key] = []
+            for vendor in self:
+                if boot.arch in vendor.declaration.arch:
+                    known.extend(vendor.ops.kernel_options(boot=boot))
+        return known
 
     def __iter__(self) -> Iterator[Vendor]:
         return iter(self._vendors.values())

@@ -108,7 +108,10 @@ def test_bridges_find_their_buses() -> None:
     ("text", "message"),
     [
         ("scenario: s\nmachine: no-such-machine\n", "no machine 'no-such-machine'"),
-        ("scenario: s\nmachine: {devices: [{name: a}]}\nsteps: [{bind: {device: b}}]\n", "no device 'b' in the machine; there are a"),
+        (
+            "scenario: s\nmachine: {devices: [{name: a}]}\nsteps: [{bind: {device: b}}]\n",
+            "no device 'b' in the machine; there are a",
+        ),
         ("scenario: s\nmachine: {}\nsteps: [{fly: {}}]\n", "steps[0].fly: no such key"),
         ("scenario: s\nmachine: {}\nsteps: [{}]\n", "a step is one operation"),
         ("scenario: s\nmachine: {}\nrule: boot7\n", "rule: "),

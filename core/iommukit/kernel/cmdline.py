@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,8 +91,12 @@ def split_cmdline(text: str) -> Iterator[tuple[str, str | None]]:
         name, equals, value = word.partition("=")
         if equals and value.startswith('"'):
             value = value[1:-1] if value.endswith('"') and len(value) > 1 else value[1:]
-        # The kernel takes - and _ in parameter names for the same character.
         yield name, value if equals else None
+
+
+@lru_cache(maxsize=1024)
+def _split(text: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple(split_cmdline(text))
 
 
 def _words(text: str) -> Iterator[str]:
@@ -115,6 +120,7 @@ def _unquote(word: str) -> str:
 
 
 def _same(name: str) -> str:
+    """The kernel takes - and _ in parameter names for the same character."""
     return name.replace("-", "_")
 
 
@@ -127,7 +133,7 @@ def apply_cmdline(boot: BootState, options: Iterable[KernelOption], relevant: Ca
     readers: dict[str, list[KernelOption]] = {}
     for option in options:
         readers.setdefault(_same(option.name), []).append(option)
-    words = list(split_cmdline(boot.cmdline))
+    words = _split(boot.cmdline)
     reports: list[tuple[int, OptionReport]] = []
     for stage in Stage:
         for position, (name, value) in enumerate(words):

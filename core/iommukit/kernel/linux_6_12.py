@@ -68,7 +68,8 @@ class Linux612(Kernel):
     def group_type(self, system: System, group: Group, target: DomainType | None) -> DomainType | None:
         """What a group must or shall be, ``None`` for the system default (``iommu_get_default_domain_type``).
 
-        ``target`` is what root asks for.  Raises ``EINVAL`` where a driver's requirement meets an untrusted device or another target.
+        ``target`` is what root asks for.  Raises ``EINVAL`` where a driver's requirement meets an untrusted device or another
+        target.
         """
         required: DomainType | None = None
         untrusted: Device | None = None

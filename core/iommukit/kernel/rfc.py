@@ -119,16 +119,16 @@ class Rfc(Kernel):
         """
         default = system.boot.default
         policy = default.policy()
-        if policy is DmaApiPolicy.IDENTITY and not default.chosen_by_cmdline and not default.strict:
-            if any(device_answer(device) is DmaApiPolicy.LAZY for device in group.devices):
-                return DmaApiPolicy.LAZY
+        may_wish = policy is DmaApiPolicy.IDENTITY and not default.chosen_by_cmdline and not default.strict
+        if may_wish and any(device_answer(device) is DmaApiPolicy.LAZY for device in group.devices):
+            return DmaApiPolicy.LAZY
         return policy
 
     def alloc(self, system: System, group: Group, policy: DmaApiPolicy) -> Domain:
         """A domain for a policy.
 
-        A requirement or a request is allocated or refused (``EOPNOTSUPP`` for a type that the driver lacks); only the system default
-        falls back from identity to translation, with a line that says so (H6).
+        A requirement or a request is allocated or refused (``EOPNOTSUPP`` for a type that the driver lacks); only the system
+        default falls back from identity to translation, with a line that says so (H6).
         """
         if policy is not DmaApiPolicy.ANY:
             return self.alloc_policy(system, group, policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iommukit.errors import NotApplicable
 from iommukit.kernel.boot import BootState, core_options, looks_like_iommu_option
-from iommukit.kernel.cmdline import KernelOption, apply_cmdline
+from iommukit.kernel.cmdline import apply_cmdline
 from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.system import System
 from iommukit.machine.model import BootSpec, Machine
@@ -32,10 +32,7 @@ def parse_cmdline(state: BootState, registry: VendorRegistry) -> None:
     """Run the command line through the core's options and those of every driver compiled for the architecture."""
     if not state.cmdline:
         return
-    options: list[KernelOption] = list(core_options(state.arch))
-    for vendor in registry:
-        if state.arch in vendor.declaration.arch:
-            options.extend(vendor.ops.kernel_options(boot=state))
+    options = [*core_options(state.arch), *registry.options(state)]
     state.reports = apply_cmdline(state, options, looks_like_iommu_option)
 
 

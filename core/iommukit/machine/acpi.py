@@ -316,8 +316,9 @@ def _message(error: Any) -> str:
 def _pruned(model: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
     """``dumped`` without what has its default value; ``kind`` stays."""
     kept: dict[str, Any] = {}
-    for name, info in type(model).model_fields.items():
-        value = getattr(model, name)
+    fields = type(model).model_fields
+    for name in sorted(fields, key=lambda name: (name != "kind", name != "label")):
+        info, value = fields[name], getattr(model, name)
         if name != "kind" and not info.is_required() and value == info.get_default(call_default_factory=True):
             continue
         if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):

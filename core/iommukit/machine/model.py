@@ -200,7 +200,7 @@ class Machine(Strict):
             names[device.name] = index
             if device.address is not None:
                 numbers = device.pci_numbers()
-                key = "%04x:%02x:%02x.%x" % numbers if numbers else device.address
+                key = "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers) if numbers else device.address
                 if key in addresses:
                     raise ValueError(f"{addresses[key]} and {device.name} have the same address {key}")
                 addresses[key] = device.name

@@ -21,8 +21,8 @@ BASE64 = "base64:"
 def realise(machine: Machine, vendor: Vendor, boot: BootState) -> Machine:
     """The machine as this vendor would have it.
 
-    Raises ``NotApplicable`` where the vendor lacks the architecture, a hardware option, a role or the reader for a table; ``InputError``
-    or ``FirmwareError`` for a table that cannot be read.
+    Raises ``NotApplicable`` where the vendor lacks the architecture, a hardware option, a role or the reader for a table;
+    ``InputError`` or ``FirmwareError`` for a table that cannot be read.
     """
     declaration = vendor.declaration
     if machine.arch is not None and machine.arch not in declaration.arch:
@@ -43,10 +43,9 @@ def realise(machine: Machine, vendor: Vendor, boot: BootState) -> Machine:
             device, companions = _example(vendor, spec, boot, hardware)
             devices.append(device)
             extra.extend(companions)
-    if not (firmware or extra) and len(devices) == len(machine.devices) and hardware == machine.hardware:
-        if all(new is old for new, old in zip(devices, machine.devices, strict=True)):
-            return machine
-    return _rebuild(machine, devices=tuple([*extra, *devices]), hardware=hardware, firmware=firmware)
+    if not (firmware or extra) and all(spec.role in (None, "plain") for spec in machine.devices):
+        return machine
+    return _rebuild(machine, devices=(*extra, *devices), hardware=hardware, firmware=firmware)
 
 
 def _rebuild(machine: Machine, **changes: Any) -> Machine:

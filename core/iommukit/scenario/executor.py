@@ -35,13 +35,7 @@ class Run:
         self.kernel = kernel
         self.owners: dict[str, object] = {}
         self.last_group: dict[str, Group] = {}
-        self.remember_groups()
-
-    def remember_groups(self) -> None:
-        """Note which group each device is in, so that a step can address it after the device has gone."""
-        for device in self.system.devices.values():
-            if device.group is not None:
-                self.last_group[device.name] = device.group
+        """Which group each device was in, so that a step can address it after the device has gone."""
 
     def boot_result(self) -> BootResult:
         """What boot has printed and made."""
@@ -67,16 +61,18 @@ class Run:
         )
 
     def state(self) -> tuple[tuple[GroupState, ...], dict[str, str], dict[str, int]]:
-        """The groups, and each device's type and group number."""
-        groups = tuple(GroupState(*entry) for entry in self.system.snapshot())
-        types: dict[str, str] = {}
+        """The groups, and each present device's type and group number."""
+        types = {device.name: "none" for device in self.system.devices.values() if device.present}
         members: dict[str, int] = {}
-        for device in self.system.devices.values():
-            if device.present:
-                types[device.name] = device.sysfs_type
-                if device.group is not None:
-                    members[device.name] = device.group.id
-        return groups, types, members
+        groups: list[GroupState] = []
+        for number, group in sorted(self.system.groups.items()):
+            kind = group.sysfs_type
+            for device in group.devices:
+                types[device.name] = kind
+                members[device.name] = number
+                self.last_group[device.name] = group
+            groups.append(GroupState(number, kind, tuple([device.label for device in group.devices])))
+        return tuple(groups), types, members
 
     def step(self, step: Step) -> StepResult:
         """Carry out one step."""
@@ -94,7 +90,6 @@ class Run:
                 result = answer
         if result == UNDECIDED:
             reason = "page tables are not modelled for this vendor"
-        self.remember_groups()
         groups, types, members = self.state()
         return StepResult(
             op=step.op,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -82,12 +83,12 @@ class Step(Strict):
             raise ValueError(f"a step is one operation with its arguments: {', '.join(OPERATIONS)}")
         return self
 
-    @property
+    @cached_property
     def op(self) -> str:
         """The operation's name."""
         return next(iter(self.model_fields_set), "")
 
-    @property
+    @cached_property
     def arguments(self) -> Any:
         """The operation's arguments."""
         return getattr(self, self.op)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -106,6 +107,14 @@ class Covered:
     extended: int = 0
     alias: int | None = None
 
+    def over(self, earlier: Covered | None, device: int) -> Covered:
+        """This entry and what earlier ones said, for one device."""
+        flags, extended, alias = self.flags, self.extended, self.alias
+        if earlier is not None:
+            flags, extended = flags | earlier.flags, extended | earlier.extended
+            alias = earlier.alias if alias is None else alias
+        return Covered(self.segment, device, device, flags, extended, alias)
+
 
 class Ivhd(Block):
     """An I/O virtualization hardware definition (5.2.2): one unit; each unit may have one block of each type."""
@@ -127,7 +136,10 @@ class Ivhd(Block):
         return int.from_bytes(self.type.raw, "little")
 
     def ranges(self) -> Iterator[Covered]:
-        """What the unit translates for, in the order of the entries; a later one overrides an earlier one, as in Linux."""
+        """What the unit translates for, in the order of the entries; devices may come several times.
+
+        The id that an alias stands for is covered too, with the entry's flags.
+        """
         started: RangeStart | AliasRangeStart | ExtendedRangeStart | None = None
         for entry in self.entries:
             match entry:
@@ -137,6 +149,7 @@ class Ivhd(Block):
                     yield Covered(self.segment, entry.device, entry.device, entry.data_setting)
                 case AliasSelect():
                     yield Covered(self.segment, entry.device, entry.device, entry.data_setting, alias=entry.source)
+                    yield Covered(self.segment, entry.source, entry.source, entry.data_setting)
                 case ExtendedSelect():
                     yield Covered(self.segment, entry.device, entry.device, entry.data_setting, entry.extended)
                 case RangeStart() | AliasRangeStart() | ExtendedRangeStart():
@@ -145,26 +158,32 @@ class Ivhd(Block):
                     extended = started.extended if isinstance(started, ExtendedRangeStart) else 0
                     alias = started.source if isinstance(started, AliasRangeStart) else None
                     yield Covered(self.segment, started.device, entry.device, started.data_setting, extended, alias)
+                    if alias is not None:
+                        yield Covered(self.segment, alias, alias, started.data_setting)
                 case Special() if entry.variety.known:
                     yield Covered(self.segment, entry.source, entry.source, entry.data_setting)
                 case AcpiHid():
                     yield Covered(self.segment, entry.device, entry.device, entry.data_setting)
 
     def covers(self, device: int) -> Covered | None:
-        """How the unit treats one device id of its segment; ``None`` where it does not translate for it."""
+        """How the unit treats one device id of its segment; ``None`` where it does not translate for it.
+
+        Flags of several entries add up, and the last alias stays, as in Linux.
+        """
         found = None
         for covered in self.ranges():
             if covered.first <= device <= covered.last:
-                found = covered
+                found = covered.over(found, device)
         return found
 
     def devices(self) -> Iterator[tuple[int, int, DteFlags, int | None]]:
         """Each covered device once, ascending: segment, device id, flags, alias."""
-        last: dict[int, Covered] = {}
-        for covered in self.ranges():
-            last.update(dict.fromkeys(range(covered.first, covered.last + 1), covered))
-        for device in sorted(last):
-            yield self.segment, device, last[device].flags, last[device].alias
+        ranges = list(self.ranges())
+        bounds = sorted({covered.first for covered in ranges} | {covered.last + 1 for covered in ranges})
+        for first, after in pairwise(bounds):
+            if found := self.covers(first):
+                for device in range(first, after):
+                    yield self.segment, device, found.flags, found.alias
 
     @property
     def special_devices(self) -> tuple[Special, ...]:
@@ -194,8 +213,6 @@ class Ivhd(Block):
                 started = None
             elif isinstance(entry, AcpiHid) and self.number != HIGHEST_TYPE:
                 yield Problem(f"entries[{i}].type", "ACPI devices belong in blocks of type 40h")
-        if started is not None:
-            yield Problem("entries", "the last range has no end")
 
 
 class Ivhd10(Ivhd):

@@ -6,16 +6,15 @@ maps for each PCI segment, and one list of ACPI devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from iommukit.device import Device
 from iommukit.errors import NotApplicable
-from iommukit.machine.model import Machine
+from iommukit.machine.model import Machine, ReservedSpec
 from iommukit.regions import RegionType, ReservedRegion
-from iommukit_amd_vi.firmware import Ivrs
+from iommukit_amd_vi.firmware import Ivhd, Ivhd11, Ivhd40, Ivmd, Ivrs, MemoryFlags, UidFormat, Variety
+from iommukit_amd_vi.firmware_entries import AcpiHid, AliasSelect, All, ExtendedSelect, RangeEnd, Select
 from iommukit_amd_vi.hardware import Hardware, check_units, read_hardware
-from iommukit_amd_vi.layout import EMULATED_EFR, GA_SUP, SOUTHBRIDGE_IOAPIC
+from iommukit_amd_vi.layout import EMULATED_EFR, GA_SUP, MSI_WINDOW, SOUTHBRIDGE_IOAPIC, XT_SUP
 
 ALL_DEVICES = 0xFFFF
 PAGE = 0x1000
@@ -39,6 +38,9 @@ class Iommu:
     table_efr: int = 0
     table_efr2: int = 0
     efr_known: bool = True
+    guest_interrupts: bool = True
+    """GASup in the table: interrupt entries of 128 bits, which remapping for guests and x2APIC need."""
+    x2apic: bool = False
 
     @property
     def name(self) -> str:
@@ -99,21 +101,23 @@ class Segment:
 class Platform:
     """All that firmware and hardware say.
 
-    ``synthetic``: the machine carries no table; one IOMMU translates for every PCI function that is no IOMMU.
+    ``synthetic``: the machine carries no table; one IOMMU translates for every PCI function that is no IOMMU.  ``usable``: the
+    driver gets through the table.
     """
 
     hardware: Hardware
-    iommus: list[Iommu]
-    segments: dict[int, Segment]
-    acpi_devices: list[AcpiDevice]
-    southbridge_ioapic: bool
-    pre_boot_protection: bool
     synthetic: bool
+    usable: bool = True
+    iommus: list[Iommu] = field(default_factory=list)
+    segments: dict[int, Segment] = field(default_factory=dict)
+    acpi_devices: list[AcpiDevice] = field(default_factory=list)
+    southbridge_ioapic: bool = False
+    pre_boot_protection: bool = False
 
     def segment(self, number: int) -> Segment:
         """The tables of a segment; empty ones where no IOMMU serves it."""
         if number not in self.segments:
-            everything = [(0, ALL_DEVICES, self.iommus[0])] if self.synthetic else []
+            everything: list[tuple[int, int, Iommu | None]] = [(0, ALL_DEVICES, self.iommus[0])] if self.synthetic else []
             self.segments[number] = Segment(ALL_DEVICES if self.synthetic else -1, everything)
         return self.segments[number]
 
@@ -121,32 +125,51 @@ class Platform:
 def read_platform(machine: Machine) -> Platform:
     """What a realised machine says of its IOMMUs.
 
-    Raises ``NotApplicable`` for a machine whose firmware describes another vendor's IOMMU, ``InputError`` for values of ``hardware`` that
-    cannot be.
+    Raises ``NotApplicable`` for a machine whose firmware describes another vendor's IOMMU or that asks for regions which no IVRS table can
+    express, ``InputError`` for values of ``hardware`` that cannot be.
     """
     hardware = read_hardware(machine)
+    for spec in machine.devices:
+        for region in spec.reserved:
+            _reject_foreign_region(region)
     if not machine.firmware:
-        return _synthetic(machine, hardware)
-    table = machine.firmware.get("IVRS")
-    if table is None:
+        platform = _synthetic(machine, hardware)
+    elif (table := machine.firmware.get("IVRS")) is not None:
+        platform = _described(table, hardware)
+    else:
         raise NotApplicable("the machine's firmware has no IVRS table")
-    return _described(machine, hardware, table)
+    check_units(hardware, len(platform.iommus), machine)
+    return platform
+
+
+_NO_SUCH_REGION = {
+    "direct-relaxable": "AMD-Vi has no relaxable regions",
+    "reserved": "AMD-Vi has no firmware regions that are never mapped: the driver maps exclusion ranges 1:1",
+    "msi": "AMD-Vi's interrupt window is fixed",
+}
+
+
+def _reject_foreign_region(region: ReservedSpec) -> None:
+    if region.type in _NO_SUCH_REGION and not (region.type == "msi" and (region.start, region.end) == MSI_WINDOW):
+        raise NotApplicable(_NO_SUCH_REGION[region.type])
+
+
+# ---- without a table -------------------------------------------------------------------------------------------------
 
 
 def _synthetic(machine: Machine, hardware: Hardware) -> Platform:
-    efr_sup = hardware.names_features if hardware.efr_sup is None else hardware.efr_sup
     segment, devid = _own_function(machine)
     iommu = Iommu(0, segment, devid)
-    _set_registers(iommu, hardware, EMULATED_EFR, usable=efr_sup)
-    check_units(hardware, 1, machine)
+    said = hardware.unit(0)
+    image = next((efr for efr in (said.efr, hardware.efr) if efr is not None), EMULATED_EFR)
+    usable = hardware.names_features or said.efr is not None if hardware.efr_sup is None else hardware.efr_sup
+    _set_registers(iommu, hardware, image, usable=usable)
     return Platform(
         hardware,
-        [iommu],
-        {},
-        [],
+        synthetic=True,
+        iommus=[iommu],
         southbridge_ioapic=hardware.interrupt_remapping is not False,
         pre_boot_protection=bool(hardware.dma_remap),
-        synthetic=True,
     )
 
 
@@ -167,10 +190,100 @@ def is_iommu_class(class_code: int) -> bool:
 def _set_registers(iommu: Iommu, hardware: Hardware, image: int | None, *, usable: bool, image2: int = 0) -> None:
     """Settle an IOMMU's registers from what is said of it and the table's copy; ``usable``: the driver takes the copy."""
     said = hardware.unit(iommu.index)
-    register = said.efr if said.efr is not None else hardware.efr if hardware.efr is not None else image
+    register = next((efr for efr in (said.efr, hardware.efr, image) if efr is not None), None)
     iommu.efr_known = register is not None
     iommu.efr = hardware.features(EMULATED_EFR if register is None else register)
     iommu.efr2 = said.efr2 if said.efr2 is not None else hardware.efr2 or image2
     iommu.np_cache = hardware.np_cache if said.np_cache is None else said.np_cache
     if usable and image is not None:
         iommu.table_efr, iommu.table_efr2 = hardware.features(image), image2
+
+
+# ---- with a table ----------------------------------------------------------------------------------------------------
+
+
+def _described(table: Ivrs, hardware: Hardware) -> Platform:
+    """``init_iommu_all`` and ``init_memory_definitions``."""
+    platform = Platform(hardware, synthetic=False)
+    efr_sup = table.efr_supported if hardware.efr_sup is None else hardware.efr_sup
+    remapped = table.dma_remapped_before_boot if hardware.dma_remap is None else hardware.dma_remap
+    for ivhd in table.units:
+        iommu = _iommu(ivhd, len(platform.iommus), hardware, efr_sup)
+        platform.iommus.append(iommu)
+        platform.pre_boot_protection |= remapped and iommu.guest_interrupts and isinstance(ivhd, Ivhd11 | Ivhd40)
+        # A special device of unknown kind makes the driver give up.
+        platform.usable &= all(special.variety.known for special in ivhd.special_devices)
+        platform.southbridge_ioapic |= any(
+            special.variety == Variety.IOAPIC and special.source == SOUTHBRIDGE_IOAPIC for special in ivhd.special_devices
+        )
+        _enter(platform, iommu, ivhd)
+    for iommu in platform.iommus:
+        # Whatever the table says, no IOMMU translates for itself.
+        platform.segment(iommu.segment).owners.append((iommu.devid, iommu.devid, None))
+    for ivmd in table.ivmds:
+        _enter_memory(platform, ivmd)
+    if hardware.interrupt_remapping is not None:
+        platform.southbridge_ioapic = hardware.interrupt_remapping
+    return platform
+
+
+def _iommu(ivhd: Ivhd, index: int, hardware: Hardware, efr_sup: bool) -> Iommu:
+    iommu = Iommu(index, ivhd.segment, ivhd.device, ivhd.capability_offset)
+    if not isinstance(ivhd, Ivhd11 | Ivhd40):
+        _set_registers(iommu, hardware, None, usable=False)
+        return iommu
+    # Without GASup the driver looks no further into the copy (init_iommu_one).
+    iommu.guest_interrupts = bool(GA_SUP.get(ivhd.efr_image))
+    iommu.x2apic = iommu.guest_interrupts and bool(XT_SUP.get(ivhd.efr_image))
+    usable = efr_sup and iommu.guest_interrupts
+    _set_registers(iommu, hardware, ivhd.efr_image or None, usable=usable, image2=ivhd.efr_image_2)
+    return iommu
+
+
+def _enter(platform: Platform, iommu: Iommu, ivhd: Ivhd) -> None:
+    """Enter a block's device entries (``init_iommu_from_acpi``)."""
+    segment = platform.segment(ivhd.segment)
+    for entry in ivhd.entries:
+        if isinstance(entry, All):
+            segment.last_devid = ALL_DEVICES
+        elif isinstance(entry, Select | RangeEnd | AliasSelect | ExtendedSelect):
+            segment.last_devid = max(segment.last_devid, entry.device)
+    for covered in ivhd.ranges():
+        if covered.alias is not None:
+            segment.aliases.append((covered.first, covered.last, covered.alias))
+            segment.owners.append((covered.alias, covered.alias, iommu))
+        segment.owners.append((covered.first, covered.last, iommu))
+    if isinstance(ivhd, Ivhd40):
+        for acpi in ivhd.acpi_devices:
+            if acpi.hid:
+                platform.acpi_devices.append(AcpiDevice(acpi.hid, _uid(acpi), ivhd.segment, acpi.device))
+
+
+def _uid(entry: AcpiHid) -> str:
+    """The unique id as the driver keeps it: of a number, only the first byte."""
+    if entry.uid_format == UidFormat.INTEGER:
+        return str(entry.uid[0]) if entry.uid else "0"
+    unique_id = entry.unique_id
+    return unique_id if isinstance(unique_id, str) else ""
+
+
+def _enter_memory(platform: Platform, ivmd: Ivmd) -> None:
+    """A memory definition becomes a 1:1 region of its devices, an exclusion range as well (``init_unity_map_range``).
+
+    Since 5.9 the driver treats exclusion ranges as readable and writable unity maps, because the hardware has one exclusion range for each
+    IOMMU and firmware asks for several.
+    """
+    if not ivmd.flags & (MemoryFlags.UNITY | MemoryFlags.EXCLUSION):
+        return
+    region = unity_region(ivmd.start, ivmd.length_bytes)
+    if region is not None:
+        # The specification reserves these bytes; the driver reads the PCI segment from them.
+        segment = platform.segment(ivmd.reserved & 0xFFFF)
+        segment.unity_maps.append(UnityMap(*ivmd.devices, region))
+
+
+def unity_region(start: int, length: int) -> ReservedRegion | None:
+    """The direct region for ``length`` bytes from ``start``: both are rounded *up* to pages.  ``None`` if nothing is left."""
+    first = -(-start // PAGE) * PAGE
+    pages = -(-length // PAGE)
+    return ReservedRegion(first, first + pages * PAGE - 1, RegionType.DIRECT) if pages else None
