@@ -9,6 +9,7 @@ import re
 import pytest
 
 import iommukit_intel_vtd
+from iommukit.errors import IommuError
 from iommukit.kernel.profiles import get_kernel
 from iommukit.kernel.start import start_system
 from iommukit.machine.model import BootSpec, Machine
@@ -16,8 +17,6 @@ from iommukit.vendors import VendorRegistry
 
 REGISTRY = VendorRegistry()
 INTEL = REGISTRY.register(iommukit_intel_vtd, "intel_vtd")
-REAL_PORTS = {"0000:00:06.0": "01", "0000:00:07.0": "02"}
-BRIDGE = "0000:00:08.0"
 UNIT = re.compile(r"DMAR: dmar\d+: reg_base_addr \S+ ver (\d+:\d+) cap (\S+) ecap (\S+)")
 RMRR = re.compile(r"DMAR: RMRR base: (0x\S+) end: (0x\S+)")
 DEVICE_OPTIONS = {
@@ -46,47 +45,58 @@ def dmar_lines(lines):
     return [line for line in lines if "DMAR: " in line and "DMAR-IR" not in line and not NEEDS_MEMORY_MAP.search(line)]
 
 
-def steps(address):
-    """A scope path for a function on bus 0."""
-    return [address[8:] if address.startswith("0000:") else address[3:]]
-
-
 def scope(address, kind="endpoint"):
-    return {"kind": kind, "start_bus": 0, "path": steps(address)}
+    """A scope for a function on bus 0."""
+    return {"kind": kind, "start_bus": 0, "path": [address[-4:]]}
 
 
-def recorded_device(device, multifunction):
-    address = device["bdf"]
-    vendor, _, number = device["id"].partition(":")
-    spec = {
-        "name": address,
-        "address": address,
-        "id": f"{vendor[2:]}:{number[2:]}",
-        "class": device["class"][2:],
-        "kind": "integrated_endpoint" if address[5:7] == "00" else "endpoint",
-        "multifunction": multifunction,
-    }
-    if spec["id"] == "1b36:000c":
-        spec |= {"kind": "root_port", "acs": ["SV", "RR", "CR", "UF"]}
-    elif spec["id"] == "1b36:000e":
-        spec |= {"kind": "pcie_to_pci_bridge"}
-    elif address[5:7] == "03" or spec["id"] in ("1234:11e8", "8086:29c0"):
-        spec |= {"kind": "conventional"}
-    if address in REAL_PORTS:
-        spec["buses"] = REAL_PORTS[address]
-    if address == BRIDGE:
-        spec["buses"] = "03"
-    return spec
+KINDS = {
+    "1b36:000c": "root_port",
+    "1b36:000e": "pcie_to_pci_bridge",
+    "104c:8232": "upstream_port",
+    "104c:8233": "downstream_port",
+    "1234:11e8": "conventional",
+}
+ACS = ["SV", "RR", "CR", "UF"]
+
+
+def recorded_devices(record):
+    """The recorded functions; QEMU's root ports have ACS unless told otherwise, and Linux enables it where an IOMMU was asked for."""
+    listed = {device["bdf"]: device for device in sorted(record["pci"], key=lambda device: device["bdf"])}
+    devices = {}
+    for address, device in listed.items():
+        ids = ":".join(part[2:] for part in device["id"].split(":"))
+        root = address[5:7] == "00"
+        devices[address] = spec = {
+            "name": address,
+            "address": address,
+            "id": ids,
+            "class": device["class"][2:],
+            "kind": KINDS.get(ids, "integrated_endpoint" if root else "endpoint"),
+            "multifunction": sum(address[:-1] == other[:-1] for other in listed) > 1,
+        }
+        if spec["kind"] == "root_port":
+            spec["acs"] = [] if "iommu=off" in record["cmdline"].split() else ACS
+    if "disable-acs=on" in record["qemu_args"]:
+        del devices["0000:00:06.0"]["acs"]
+    if "extport.aml" in record["qemu_args"]:
+        devices["0000:00:06.0"]["external_facing"] = True
+    number_buses(devices, "00", iter(range(1, 256)))
+    return devices
+
+
+def number_buses(devices, bus, fresh):
+    """Give each bridge its bus as the kernel does, depth first."""
+    for address, spec in devices.items():
+        if address[5:7] == bus and spec["class"] == "060400":
+            spec["buses"] = f"{next(fresh):02x}"
+            number_buses(devices, spec["buses"], fresh)
 
 
 def recorded_machine(record, *, with_table):
     """The recorded machine: with a table as QEMU writes it, or with options alone."""
     args = record["qemu_args"]
-    listed = {device["bdf"]: device for device in sorted(record["pci"], key=lambda device: device["bdf"])}
-    functions = list(listed)
-    devices = [recorded_device(listed[bdf], sum(bdf[:-1] == other[:-1] for other in functions) > 1) for bdf in functions]
-    if "extport" in args or case_of(record).startswith(("optin", "untrusted")):
-        next(spec for spec in devices if spec["name"] == "0000:00:06.0")["external_facing"] = True
+    devices = recorded_devices(record)
     prefix = case_of(record).split("-")[0]
     opt_in = prefix == "optin"
     hardware = {}
@@ -98,17 +108,17 @@ def recorded_machine(record, *, with_table):
     if with_table:
         words = [{"version": v, "cap": "0x" + c, "ecap": "0x" + e} for v, c, e in units_of(record)]
         hardware = {"units": words}
-        firmware = {"DMAR": table(record, functions, regions, opt_in)}
+        firmware = {"DMAR": table(record, devices, regions, opt_in)}
     else:
         hardware |= {"platform_opt_in": True} if opt_in else {}
         if "DMAR: Host address width 48" in record["iommu_log"]:
             hardware["address_width"] = 48
         for base, end, short in regions:
-            spec = next(spec for spec in devices if spec["name"] == f"0000:{short}")
+            spec = devices[f"0000:{short}"]
             relaxable = spec["class"].startswith("03")
             spec["reserved"] = [{"start": base, "end": end, "type": "direct-relaxable" if relaxable else "direct"}]
     return Machine.model_validate(
-        {"machine": "q35", "arch": "x86_64", "hardware": hardware, "firmware": firmware, "devices": devices}
+        {"machine": "q35", "arch": "x86_64", "hardware": hardware, "firmware": firmware, "devices": list(devices.values())}
     )
 
 
@@ -120,10 +130,14 @@ def rmrrs_of(record):
     return [match.groups() for line in record["iommu_log"] if (match := RMRR.match(line))]
 
 
-def table(record, functions, regions, opt_in):
+def table(record, devices, regions, opt_in):
     """QEMU's table: one unit that names every function of bus 0."""
     width = next(int(line.split()[-1]) for line in record["iommu_log"] if "Host address width" in line)
-    named = [scope(bdf, "bridge" if bdf in (*REAL_PORTS, BRIDGE) else "endpoint") for bdf in functions if bdf[5:7] == "00"]
+    named = [
+        scope(address, "bridge" if "buses" in spec else "endpoint")
+        for address, spec in devices.items()
+        if address[5:7] == "00"
+    ]
     structures = [{"kind": "drhd", "address": "0xfed90000", "scopes": named}]
     structures += [{"kind": "rmrr", "base": base, "end": end, "scopes": [scope(short)]} for base, end, short in regions]
     if any("ATSR flags" in line for line in record["iommu_log"]):
@@ -190,13 +204,51 @@ def test_reserved_regions(recordings):
     assert compared > 300
 
 
-def test_types_at_boot(recordings):
+def test_groups_at_boot(recordings):
     kernel, records = recordings
     for record in records:
         system = boot(kernel, record, with_table=True)
-        modelled = {device.label: device.sysfs_type for device in system.devices.values()}
-        recorded = {address: group["type"] for group in record["groups"] for address in group["devices"]}
-        assert {address: modelled[address] for address in recorded} == recorded, record["id"]
+        modelled = [(number, kind, sorted(members)) for number, kind, members in system.snapshot()]
+        recorded = [(group["id"], group["type"], sorted(group["devices"])) for group in record["groups"]]
+        assert modelled == sorted(recorded), record["id"]
+
+
+ERRNO = {"ok": None, "Invalid argument": "EINVAL", "Operation not permitted": "EPERM", "Device or resource busy": "EBUSY"}
+
+
+def bind_as_recorded(system, group, bound):
+    """Bind and unbind the group's drivers until they are those of the recording."""
+    wanted = dict(pair.split("=") for pair in bound.split(",") if pair)
+    for device in group.devices:
+        if device.driver != wanted.get(device.label):
+            if device.driver is not None:
+                system.kernel.unbind(system, device)
+            if device.label in wanted:
+                system.kernel.bind(system, device, wanted[device.label], managed=None)
+
+
+def test_writes_where_firmware_reserves_memory(recordings):
+    """RMRR cases: what root may write, what becomes of the type, and what the driver says."""
+    kernel, records = recordings
+    compared = 0
+    for record in records:
+        if case_of(record).split("-")[0] not in RMRR_DEVICES:
+            continue
+        system = boot(kernel, record, with_table=True)
+        for write in record["writes"]:
+            group = system.groups[write["group"]]
+            bind_as_recorded(system, group, write["drivers_bound"])
+            system.take_lines()
+            result = None
+            try:
+                system.kernel.write_type(system, group, write["wrote"])
+            except IommuError as error:
+                result = error.name
+            where = record["id"], write["tag"], write["wrote"]
+            assert (result, group.sysfs_type) == (ERRNO[write["result"]], write["type_after"]), where
+            assert dmar_lines(system.take_lines()) == dmar_lines(write["dmesg"]), where
+            compared += 1
+    assert compared > 10
 
 
 # ---- real machines ---------------------------------------------------------------------------------------------------

@@ -16,12 +16,16 @@ from iommukit.vendors import Vendor, VendorRegistry
 
 def new_boot_state(kernel: Kernel, arch: str, boot: BootSpec) -> BootState:
     """The state before anything has been parsed."""
+    kconfig = boot.kconfig or kernel.default_kconfig(arch)
+    default = kernel.new_default()
+    # iommu_dma_strict is initialised by the build option; identity builds start lazy.
+    default.strict = kconfig == "strict"
     return BootState(
         era=kernel.era,
         release=kernel.version,
         arch=arch,
-        kconfig=boot.kconfig or kernel.default_kconfig(arch),
-        default=kernel.new_default(),
+        kconfig=kconfig,
+        default=default,
         cmdline=boot.cmdline,
         memory_encryption=boot.memory_encryption,
         config=dict(boot.config),

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from iommukit.errors import FirmwareError, InputError
 from iommukit.machine.acpi_codec import FieldAt, Reader, Trace, Writer
@@ -62,6 +62,7 @@ from iommukit.machine.acpi_structure import (
     Problem,
     Structure,
     Tag,
+    reference_faults,
     reserved,
     walk,
 )
@@ -109,6 +110,7 @@ __all__ = [
     "Zero32",
     "Zero64",
     "checksummed",
+    "load_json",
     "walk",
 ]
 
@@ -185,16 +187,16 @@ class TableFormat(ABC, Generic[M]):
             raise InputError(_message(first), source=source, place=place or self.signature) from None
         except RecursionError:
             raise InputError("is nested too deeply", source=source, place=self.signature) from None
-        for path, problem in self.faults(table):
-            raise InputError(problem.message, source=source, place=path + problem.path)
+        for problem in self.faults(table):
+            raise InputError(problem.message, source=source, place=problem.path)
         try:
             self.build(table)
         except InputError as error:
             raise InputError(error.message, source=source or error.source, place=error.place) from None
         return table
 
-    def faults(self, table: M) -> Iterator[tuple[str, Problem]]:
-        """What makes a table unusable although each of its fields is fine, with the path of the structure."""
+    def faults(self, table: M) -> Iterator[Problem]:
+        """What makes a table unusable although each of its fields is fine; ``parse`` and ``validate`` raise the first."""
         yield from ()
 
     def fields(self, table: M) -> dict[str, Any]:
@@ -216,8 +218,8 @@ class AcpiFormat(TableFormat[T]):
         """Parse the table's bytes: header, length, checksum, every structure, every reference."""
         data = bytes(data)
         table = self._read(data, source)
-        for path, problem in self.faults(table):
-            offset, title = self._trace(data).locate(path + problem.path)
+        for problem in self.faults(table):
+            offset, title = self._trace(data).locate(problem.path)
             raise FirmwareError(problem.message, table=self.signature, offset=offset, field=title, source=source)
         return table
 
@@ -241,15 +243,13 @@ class AcpiFormat(TableFormat[T]):
         for path, structure in walk(table):
             for problem in (*reserved(structure), *structure.findings()):
                 name = path + problem.path
-                found.append(
-                    Finding(problem.severity, self.signature, trace.locate(name)[0], name, problem.message)
-                )
+                found.append(Finding(problem.severity, self.signature, trace.locate(name)[0], name, problem.message))
         return sorted(found, key=lambda finding: finding.offset)
 
-    def faults(self, table: T) -> Iterator[tuple[str, Problem]]:
-        """What the table itself reports as making it unusable."""
-        for problem in table.faults():
-            yield "", problem
+    def faults(self, table: T) -> Iterator[Problem]:
+        """Labels and references that do not fit, and what the table reports itself."""
+        yield from reference_faults(table)
+        yield from table.faults()
 
     def _trace(self, data: bytes) -> Trace:
         trace = Trace()
@@ -261,7 +261,7 @@ class AcpiFormat(TableFormat[T]):
         if len(data) < HEADER_SIZE:
             raise reader.fail(f"{len(data)} bytes are too few for the header of {HEADER_SIZE}", len(data), "Header")
         if (found := data[:4]) != self.model.signature.raw:
-            raise reader.fail(f"is {found!r}, not {self.model.signature.raw!r}"[: 80], 0, "Signature")
+            raise reader.fail(f"is {found!r}, not {self.model.signature.raw!r}"[:80], 0, "Signature")
         length = int.from_bytes(data[4:8], "little")
         if length < HEADER_SIZE:
             raise reader.fail(f"says {length} bytes, less than the header of {HEADER_SIZE}", 4, "Length")

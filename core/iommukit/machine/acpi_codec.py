@@ -29,8 +29,11 @@ from iommukit.machine.acpi_structure import (
 
 @dataclass(frozen=True, slots=True)
 class FieldAt:
-    """Where a field lies: ``offset`` and ``length`` in bytes, ``name`` its path (``structures[0].scopes[1].bus``), ``title``
-    the specification's name for it, ``value`` as parsed."""
+    """Where a field lies, in bytes from the start of the table.
+
+    ``name`` is its path (``structures[0].scopes[1].start_bus``), ``title`` the specification's name for it, ``value`` what was
+    parsed; for a derived field it is the number in the table.
+    """
 
     offset: int
     length: int
@@ -98,7 +101,7 @@ class Reader:
             assert size is not None
             while at < limit if count is None else len(values) < count:
                 if at + size > limit:
-                    raise self.fail(f"an element of {size} bytes goes beyond offset {limit:#x}", at, tail.title)
+                    raise self.fail(f"element {len(values)}, of {size} bytes, is cut off at {limit:#x}", at, tail.title)
                 value = self.value(tail.element, self.data[at : at + size], at, tail.title)
                 self.note(at, size, f"{path}{tail.name}[{len(values)}]", tail.title, value)
                 values.append(value)
@@ -119,9 +122,7 @@ class Reader:
         """The class of the structure at ``at``, and where it ends."""
         room = limit - at
         if room < family.header:
-            raise self.fail(
-                f"{room} bytes are left here, a structure needs at least {family.header}", at, tail.title
-            )
+            raise self.fail(f"{room} bytes are left here, a structure needs at least {family.header}", at, tail.title)
         member = family.other
         if family.tag is not None:
             place, size = at + family.tag[0], family.tag[1]
@@ -218,9 +219,7 @@ class _Frame:
         name = self.cls.__name__
         if self.limit < self.end:
             return self.reader.fail(f"an array of this {name} starts within this field", at, item.title)
-        return self.reader.fail(
-            f"{name} ends at {self.end:#x}, before this field of {item.size} bytes does", at, item.title
-        )
+        return self.reader.fail(f"{name} ends at {self.end:#x}, before this field of {item.size} bytes does", at, item.title)
 
     def offset(self, item: Item, of: str, value: int, at: int) -> None:
         self.offsets[of] = (value, item, at)
@@ -379,9 +378,7 @@ class Writer:
             else:
                 yield item
 
-    def _place(
-        self, value: Block, placement: Placement, spans: list[tuple[int, int, str]], start: int, end: int, path: str
-    ) -> int:
+    def _place(self, value: Block, placement: Placement, spans: list[tuple[int, int, str]], start: int, end: int, path: str) -> int:
         """Apply a placement's length and filler, and see that no part lies on another."""
         if unknown := placement.offsets.keys() - {tail.name for tail in value.__plan__.located}:
             raise self.fail(f"no such array: {', '.join(sorted(unknown))}", path + "placement.offsets")

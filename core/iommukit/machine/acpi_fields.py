@@ -87,7 +87,7 @@ class Int(Wire):
         self.type: type[enum.IntEnum] | type[enum.IntFlag] | None = None
 
     def of(self, type_: object) -> Int:
-        """This number, as the enumeration or flags of its annotation."""
+        """Bind the number to the enumeration or the flags of its annotation."""
         if not (isinstance(type_, type) and issubclass(type_, enum.IntEnum | enum.IntFlag)):
             return self
         bound = Int(self.size, hex=self.hex, reserved_bits=self.reserved_bits)
@@ -97,13 +97,16 @@ class Int(Wire):
         return bound
 
     def read(self, raw: bytes, labels: Mapping[int, str]) -> int:
+        """Read the number, least significant byte first."""
         value = int.from_bytes(raw, "little")
         return value if self.type is None else self.type(value)
 
     def write(self, value: int, labels: Mapping[str, int]) -> bytes:
+        """Write the number, least significant byte first."""
         return int(value).to_bytes(self.size, "little")
 
     def reserved(self, value: int) -> str | None:
+        """Name a value that the enumeration does not know, or bits that must be zero."""
         if isinstance(value, Code) and not value.known:
             return f"{int(value):#x} is no known value"
         stray = int(value) & self.reserved_bits
@@ -172,9 +175,11 @@ class Text(Wire):
         self.size: int = size
 
     def read(self, raw: bytes, labels: Mapping[int, str]) -> str:
+        """Read the text without its padding."""
         return raw.decode("latin-1").rstrip("\0")
 
     def write(self, value: str, labels: Mapping[str, int]) -> bytes:
+        """Write the text and its padding."""
         return value.encode("latin-1").ljust(self.size, b"\0")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
@@ -189,12 +194,14 @@ class NulText(Wire):
     """Text that ends with a NUL."""
 
     def read(self, raw: bytes, labels: Mapping[int, str]) -> str:
+        """Read up to the NUL."""
         text, end, _ = raw.partition(b"\0")
         if not end:
             raise ValueError("has no terminating NUL")
         return text.decode("latin-1")
 
     def write(self, value: str, labels: Mapping[str, int]) -> bytes:
+        """Write the text and its NUL."""
         return value.encode("latin-1") + b"\0"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
@@ -218,12 +225,15 @@ class Raw(Wire):
         self.zero = zero
 
     def read(self, raw: bytes, labels: Mapping[int, str]) -> bytes:
+        """Take the bytes as they are."""
         return bytes(raw)
 
     def write(self, value: bytes, labels: Mapping[str, int]) -> bytes:
+        """Give the bytes as they are."""
         return value
 
     def reserved(self, value: bytes) -> str | None:
+        """Show bytes that must be zero and are not."""
         return f"reserved bytes are {value.hex()}, not zero" if self.zero and any(value) else None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
@@ -262,12 +272,15 @@ class PathStep(Wire):
     size = 2
 
     def read(self, raw: bytes, labels: Mapping[int, str]) -> DeviceFunction:
+        """Read device and function."""
         return DeviceFunction(raw[0], raw[1])
 
     def write(self, value: DeviceFunction, labels: Mapping[str, int]) -> bytes:
+        """Write device and function."""
         return bytes(value)
 
     def reserved(self, value: DeviceFunction) -> str | None:
+        """Name a step that PCI does not have."""
         return f"{value} is no PCI device and function" if value.device > 31 or value.function > 7 else None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
@@ -303,6 +316,7 @@ class Reference(Wire):
         self.nullable = nullable
 
     def read(self, raw: bytes, labels: Mapping[int, str]) -> str | None:
+        """Find the label of the structure at the offset."""
         offset = int.from_bytes(raw, "little")
         if offset in labels:
             return labels[offset]
@@ -311,6 +325,7 @@ class Reference(Wire):
         raise ValueError(f"{offset:#x} is not the start of a node")
 
     def write(self, value: str | None, labels: Mapping[str, int]) -> bytes:
+        """Write the offset of the labelled structure."""
         return (0 if value is None else labels.get(value, 0)).to_bytes(self.size, "little")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
@@ -327,10 +342,10 @@ Hex16 = Annotated[int, Int(2, hex=True)]
 Hex32 = Annotated[int, Int(4, hex=True)]
 Hex64 = Annotated[int, Int(8, hex=True)]
 Address = Annotated[int, Int(8, hex=True)]
-Zero8 = Annotated[int, Int(1, reserved_bits=0xFF)]
-Zero16 = Annotated[int, Int(2, reserved_bits=0xFFFF)]
-Zero32 = Annotated[int, Int(4, reserved_bits=0xFFFFFFFF)]
-Zero64 = Annotated[int, Int(8, reserved_bits=0xFFFFFFFFFFFFFFFF)]
+Zero8 = Annotated[int, Int(1, hex=True, reserved_bits=0xFF)]
+Zero16 = Annotated[int, Int(2, hex=True, reserved_bits=0xFFFF)]
+Zero32 = Annotated[int, Int(4, hex=True, reserved_bits=0xFFFFFFFF)]
+Zero64 = Annotated[int, Int(8, hex=True, reserved_bits=0xFFFFFFFFFFFFFFFF)]
 As8 = Annotated[E, Int(1)]
 As32 = Annotated[E, Int(4)]
 Name = Annotated[str, NulText()]

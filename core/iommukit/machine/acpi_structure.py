@@ -27,8 +27,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from iommukit.machine.acpi_fields import Hex16, Payload, Wire
-from iommukit.machine.acpi_fields import Int as _Int
+from iommukit.machine.acpi_fields import Hex16, Int, Payload, Reference, Wire
 
 ALIGNMENT = 4
 """Arrays with an offset are placed at multiples of this, counted from the start of their structure."""
@@ -232,12 +231,12 @@ def _append(cls: type[Structure], plan: Plan, item: Item) -> None:
 
 
 def _element(hint: Any) -> tuple[bool, int | None, bool, Wire | Family]:
-    """What a field's annotation says: an array? of how many? may it be missing? of what?"""
+    """Read an annotation: whether an array, of how many, whether it may be missing, of what."""
     wires = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Wire)]
     if wires:
         wire = wires[0]
         base = hint.__origin__
-        return False, None, False, wire.of(base) if isinstance(wire, _Int) else wire
+        return False, None, False, wire.of(base) if isinstance(wire, Int) else wire
     if typing.get_origin(hint) in (Union, types.UnionType):
         (inner,) = [option for option in typing.get_args(hint) if option is not types.NoneType]
         many, fixed, _, element = _element(inner)
@@ -272,6 +271,25 @@ def walk(structure: Structure, path: str = "") -> Iterator[tuple[str, Structure]
         if tail.many and isinstance(tail.element, Family):
             for index, child in enumerate(getattr(structure, tail.name)):
                 yield from walk(child, f"{path}{tail.name}[{index}].")
+
+
+def reference_faults(table: Structure) -> Iterator[Problem]:
+    """Labels that appear twice, and references to labels that do not appear."""
+    plan = table.__plan__
+    if not any(isinstance(tail.element, Family) and tail.element.labelled for tail in (*plan.tail, *plan.located)):
+        return
+    structures = list(walk(table))
+    labels: set[str] = set()
+    for path, structure in structures:
+        if (label := getattr(structure, "label", None)) is not None:
+            if label in labels:
+                yield Problem(f"{path}label", f"the label {label!r} appears twice")
+            labels.add(label)
+    for path, structure in structures:
+        for item in structure.__plan__.head:
+            target = getattr(structure, item.name) if isinstance(item.wire, Reference) else None
+            if target is not None and target not in labels:
+                yield Problem(path + item.name, f"there is no node {target!r}")
 
 
 def reserved(structure: Structure) -> Iterator[Problem]:

@@ -117,9 +117,7 @@ class RawNode(Node):
 
 
 Iommu = VirtioPciIommu | VirtioMmioIommu
-ViotNode = Annotated[
-    PciRange | MmioEndpoint | VirtioPciIommu | VirtioMmioIommu | RawNode, Field(discriminator="kind")
-]
+ViotNode = Annotated[PciRange | MmioEndpoint | VirtioPciIommu | VirtioMmioIommu | RawNode, Field(discriminator="kind")]
 
 
 class Viot(Table):
@@ -152,17 +150,13 @@ class Viot(Table):
         return found
 
     def faults(self) -> Iterator[Problem]:
-        """Labels are unique, and devices are below an IOMMU."""
-        labels: dict[str, ViotNode] = {}
-        for i, node in enumerate(self.nodes):
-            if node.label is not None and labels.setdefault(node.label, node) is not node:
-                yield Problem(f"nodes[{i}].label", f"the label {node.label!r} appears twice")
+        """Devices are below an IOMMU, not below each other."""
+        labels = {node.label: node for node in self.nodes}
         for i, node in enumerate(self.nodes):
             if isinstance(node, PciRange | MmioEndpoint):
-                target = labels.get(node.output_node)
+                target = labels[node.output_node]
                 if not isinstance(target, VirtioPciIommu | VirtioMmioIommu):
-                    what = "is no IOMMU" if target else "is no node"
-                    yield Problem(f"nodes[{i}].output_node", f"{node.output_node!r} {what} of this table")
+                    yield Problem(f"nodes[{i}].output_node", f"{node.output_node!r} is no IOMMU but a {target.kind}")
 
 
 VIOT: AcpiFormat[Viot] = AcpiFormat(Viot)

@@ -1,1 +1,41 @@
-"""The vendor plugin."""
+"""AMD-Vi, as Linux drives it: the vendor plugin ``amd_vi``."""
+
+from iommukit_amd_vi.driver import (
+    attach_dev,
+    capable,
+    declare,
+    def_domain_type,
+    device_group,
+    discover,
+    domain_alloc,
+    early_quirks,
+    example_device,
+    firmware_formats,
+    get_resv_regions,
+    kernel_options,
+    prefer_dma_api_fq,
+    probe_device,
+    probe_finalize,
+    release_device,
+    set_dev_blocked,
+)
+
+__all__ = [
+    "attach_dev",
+    "capable",
+    "declare",
+    "def_domain_type",
+    "device_group",
+    "discover",
+    "domain_alloc",
+    "early_quirks",
+    "example_device",
+    "firmware_formats",
+    "get_resv_regions",
+    "kernel_options",
+    "prefer_dma_api_fq",
+    "probe_device",
+    "probe_finalize",
+    "release_device",
+    "set_dev_blocked",
+]

@@ -108,7 +108,7 @@ class Covered:
     alias: int | None = None
 
     def over(self, earlier: Covered | None, device: int) -> Covered:
-        """This entry and what earlier ones said, for one device."""
+        """Add what earlier entries said, for one device."""
         flags, extended, alias = self.flags, self.extended, self.alias
         if earlier is not None:
             flags, extended = flags | earlier.flags, extended | earlier.extended
@@ -320,9 +320,7 @@ class RawBlock(Block):
     payload: Payload = b""
 
 
-Definition = Annotated[
-    Ivhd10 | Ivhd11 | Ivhd40 | IvmdAll | IvmdSingle | IvmdRange | RawBlock, Field(discriminator="kind")
-]
+Definition = Annotated[Ivhd10 | Ivhd11 | Ivhd40 | IvmdAll | IvmdSingle | IvmdRange | RawBlock, Field(discriminator="kind")]
 
 
 class Ivrs(Table):

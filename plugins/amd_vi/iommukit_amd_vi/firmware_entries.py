@@ -227,7 +227,7 @@ class AcpiHid(Entry):
 
     @property
     def unique_id(self) -> int | str | None:
-        """The unique id: a number (of any length), a path such as ``\\_SB.FUR0``, or none."""
+        r"""The unique id: a number (of any length), a path such as ``\_SB.FUR0``, or none."""
         if self.uid_format == UidFormat.INTEGER:
             return int.from_bytes(self.uid, "little")
         return self.uid.decode("latin-1").rstrip("\0") if self.uid_format == UidFormat.STRING else None

@@ -36,6 +36,7 @@ PPR_SUP = Field("PPRSup", 1)
 XT_SUP = Field("XTSup", 2)
 NX_SUP = Field("NXSup", 3)
 GT_SUP = Field("GTSup", 4)
+GAPPI_SUP = Field("GAPPISup", 5)
 IA_SUP = Field("IASup", 6)
 GA_SUP = Field("GASup", 7)
 HE_SUP = Field("HESup", 8)
@@ -45,6 +46,9 @@ GAM_SUP = Field("GAMSup", 21, 3)
 SNP_SUP = Field("SNPSup", 43)
 GIO_SUP = Field("GIoSup", 48)
 HD_SUP = Field("HDSup", 52)
+
+# Feature reporting of an IVHD of type 10h (5.2.2.1).
+FEATURE_GA_SUP = Field("GASup", 6)
 
 NO_HOST_TABLES = 3
 """``HATS``: no host page tables at all; 0, 1 and 2 mean up to 4, 5 and 6 levels."""

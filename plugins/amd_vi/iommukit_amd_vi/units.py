@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from iommukit.errors import NotApplicable
 from iommukit.machine.model import Machine, ReservedSpec
 from iommukit.regions import RegionType, ReservedRegion
-from iommukit_amd_vi.firmware import Ivhd, Ivhd11, Ivhd40, Ivmd, Ivrs, MemoryFlags, UidFormat, Variety
+from iommukit_amd_vi.firmware import Ivhd, Ivhd10, Ivhd11, Ivhd40, Ivmd, Ivrs, MemoryFlags, UidFormat, Variety
 from iommukit_amd_vi.firmware_entries import AcpiHid, AliasSelect, All, ExtendedSelect, RangeEnd, Select
 from iommukit_amd_vi.hardware import Hardware, check_units, read_hardware
-from iommukit_amd_vi.layout import EMULATED_EFR, GA_SUP, MSI_WINDOW, SOUTHBRIDGE_IOAPIC, XT_SUP
+from iommukit_amd_vi.layout import EMULATED_EFR, FEATURE_GA_SUP, GA_SUP, MSI_WINDOW, SOUTHBRIDGE_IOAPIC, XT_SUP
 
 ALL_DEVICES = 0xFFFF
 PAGE = 0x1000
@@ -229,6 +229,8 @@ def _described(table: Ivrs, hardware: Hardware) -> Platform:
 
 def _iommu(ivhd: Ivhd, index: int, hardware: Hardware, efr_sup: bool) -> Iommu:
     iommu = Iommu(index, ivhd.segment, ivhd.device, ivhd.capability_offset)
+    if isinstance(ivhd, Ivhd10):
+        iommu.guest_interrupts = bool(FEATURE_GA_SUP.get(ivhd.feature_reporting))
     if not isinstance(ivhd, Ivhd11 | Ivhd40):
         _set_registers(iommu, hardware, None, usable=False)
         return iommu

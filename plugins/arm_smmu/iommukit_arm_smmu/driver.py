@@ -13,11 +13,14 @@ from iommukit.hookspecs import ExampleDevice, VendorDeclaration, hookimpl
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.cmdline import KernelOption
 from iommukit.kernel.grouping import generic_device_group, pci_device_group
+from iommukit.machine.acpi import TableFormat
 from iommukit.machine.model import Machine
 from iommukit.policy import DmaApiPolicy, Era
 from iommukit.regions import ReservedRegion
 from iommukit_arm_smmu import options
 from iommukit_arm_smmu.described import SOFTWARE_MSI, Description, Master, Synthetic
+from iommukit_arm_smmu.firmware import IORT, Iort
+from iommukit_arm_smmu.iort import IortDescription
 from iommukit_arm_smmu.options import Hardware, read_hardware
 from iommukit_arm_smmu.smmu import Smmu, SmmuDomain, smmu_of, start_units
 from iommukit_arm_smmu.streams import HISILICON_PTT, StreamMap, is_qcom_client
@@ -70,9 +73,18 @@ def kernel_options(boot: BootState) -> Sequence[KernelOption]:
 # ---- hardware --------------------------------------------------------------------------------------------------------
 
 
+@hookimpl
+def firmware_formats() -> Sequence[TableFormat[Iort]]:
+    """IORT."""
+    return (IORT,)
+
+
 def describe(machine: Machine, hardware: Hardware) -> Description:
     """What firmware says of the machine."""
-    return Synthetic(machine, hardware)
+    table = machine.firmware.get(IORT.signature)
+    if table is None:
+        return Synthetic(machine, hardware)
+    return IortDescription(table, machine, hardware)
 
 
 @hookimpl

@@ -17,11 +17,13 @@ from iommukit.hookspecs import ExampleDevice, FlushQueueOptions, VendorDeclarati
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.cmdline import KernelOption
 from iommukit.kernel.grouping import generic_device_group
+from iommukit.machine.acpi import TableFormat
 from iommukit.machine.model import Machine
 from iommukit.policy import DmaApiPolicy, Era
 from iommukit.regions import ReservedRegion
 from iommukit_s390 import options
-from iommukit_s390.functions import ISM, PAGE, SIZE_RT, Function, Hardware, find_functions
+from iommukit_s390.firmware import CLP, PFT_ISM, ClpConfiguration
+from iommukit_s390.functions import PAGE, SIZE_RT, Function, Hardware, find_functions
 
 VENDOR = "s390"
 
@@ -32,7 +34,7 @@ SHADOWED_QUEUE = FlushQueueOptions(entries=32768, timeout_ns=1_000_000_000, sing
 """One long queue where each flush makes the hypervisor walk its shadow tables."""
 
 _RANDOM_NUMBERS = {"id": "1af4:1044", "class": "00ff00", "kind": "zpci"}
-_SHARED_MEMORY = {"id": "1014:04ed", "class": "000000", "kind": "zpci", "attributes": {"pft": ISM}}
+_SHARED_MEMORY = {"id": "1014:04ed", "class": "000000", "kind": "zpci", "attributes": {"pft": PFT_ISM}}
 
 
 def _function(device: Device) -> Function:
@@ -53,6 +55,12 @@ def declare() -> VendorDeclaration:
 
 
 @hookimpl
+def firmware_formats() -> Sequence[TableFormat[ClpConfiguration]]:
+    """What CLP answers, as JSON."""
+    return (CLP,)
+
+
+@hookimpl
 def kernel_options(boot: BootState) -> Sequence[KernelOption]:
     """``s390_iommu=`` and ``s390_iommu_aperture=``."""
     return options.kernel_options(boot)
@@ -61,7 +69,7 @@ def kernel_options(boot: BootState) -> Sequence[KernelOption]:
 @hookimpl
 def discover(machine: Machine, boot: BootState) -> Sequence[Unit]:
     """One unit for each function (``zpci_init_iommu``)."""
-    functions = find_functions(machine, {}, factor=options.aperture_factor(boot), era=boot.era)
+    functions = find_functions(machine, factor=options.aperture_factor(boot), era=boot.era)
     return [
         Unit(
             name=f"s390-iommu.{function.fid:08x}",
@@ -119,9 +127,9 @@ def def_domain_type(device: Device) -> DmaApiPolicy:
 
 @hookimpl
 def prefer_dma_api_fq(device: Device) -> bool:
-    """Everything but ISM; the 2022 series knew no exception."""
+    """Everything but PFT_ISM; the 2022 series knew no exception."""
     era = device.system.boot.era
-    return era is Era.RFC or (era >= Era.V6_12 and _function(device).pft != ISM)
+    return era is Era.RFC or (era >= Era.V6_12 and _function(device).pft != PFT_ISM)
 
 
 @hookimpl
@@ -134,7 +142,7 @@ def flush_queue_options(device: Device) -> FlushQueueOptions:
 def capable(device: Device, capability: str) -> bool:
     """Always coherent; interrupts are always isolated, which since 6.3 the architecture says in the driver's place."""
     if capability == "deferred_flush":
-        return device.system.boot.era >= Era.V6_12 and _function(device).pft != ISM
+        return device.system.boot.era >= Era.V6_12 and _function(device).pft != PFT_ISM
     return capability in ("cache_coherency", "interrupt_remapping")
 
 

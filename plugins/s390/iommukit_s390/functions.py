@@ -6,7 +6,7 @@ function type and the DMA range, Query PCI Function Group says whether new trans
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,11 +14,12 @@ from pydantic import Field, model_validator
 
 from iommukit.device import DeviceKind
 from iommukit.domain import UNBOUNDED, Domain, DomainType
-from iommukit.errors import NotApplicable
+from iommukit.errors import InputError, NotApplicable
 from iommukit.machine.documents import validate_document
 from iommukit.machine.model import DeviceSpec, Machine, Number, Strict
 from iommukit.policy import Era
 from iommukit.regions import RegionType, ReservedRegion
+from iommukit_s390.firmware import CLP, ClpConfiguration
 
 PAGE = 0x1000
 SIZE_RT = 1 << 42
@@ -29,9 +30,6 @@ SIZE_RS = 1 << 53
 DT_RS = 2 << 2
 DT_RF = 3 << 2
 """How the kernel reads the designation-type mask: these are codes of the I/O translation anchor, used as bits."""
-
-ISM = 5
-"""Function type of internal shared memory, whose driver needs each unmap flushed at once (``PCI_FUNC_TYPE_ISM``)."""
 
 FUNCTION_KINDS = frozenset({DeviceKind.ZPCI, DeviceKind.ENDPOINT, DeviceKind.CONVENTIONAL, DeviceKind.INTEGRATED_ENDPOINT})
 """What a machine file may call a function; s390 shows no topology, so the words mean the same here."""
@@ -155,14 +153,16 @@ class Function:
         return regions
 
 
-def find_functions(machine: Machine, clp: Mapping[str, Mapping[str, Any]], *, factor: int, era: Era) -> list[Function]:
+def find_functions(machine: Machine, *, factor: int, era: Era) -> list[Function]:
     """The functions of a machine in its order (``clp_scan_pci_devices``).
 
-    ``clp`` gives the attributes that a CLP description has, by device name; a device's own attributes come first, then CLP's,
-    then the machine's hardware options.  ``factor`` is ``s390_iommu_aperture``, 0 for no limit.
+    A device's own attributes come first, then what its CLP configuration answers, then the machine's hardware options.
+    ``factor`` is ``s390_iommu_aperture``, 0 for no limit.
 
-    Raises ``NotApplicable`` for a machine with ports or bridges, ``InputError`` for an attribute that cannot be.
+    Raises ``NotApplicable`` for a machine with ports or bridges, ``InputError`` for an attribute that cannot be and for a
+    device that the CLP configuration does not have.
     """
+    configuration: ClpConfiguration | None = machine.firmware.get(CLP.signature)
     hardware = validate_document(Hardware, machine.hardware, text=None, source=f"{machine.machine}: hardware")
     defaults = hardware.model_dump(exclude={"memory_size"})
     aperture = (hardware.memory_size * factor & UNBOUNDED) if factor else UNBOUNDED
@@ -170,7 +170,8 @@ def find_functions(machine: Machine, clp: Mapping[str, Mapping[str, Any]], *, fa
     functions: list[Function] = []
     for spec in _function_specs(machine.devices):
         own = {key: value for key, value in spec.attributes.items() if key in Identified.model_fields}
-        known = {"fid": len(functions) + 1, **defaults, **clp.get(spec.name, {}), **own}
+        answers = clp_attributes(configuration, spec, machine.machine) if configuration else {}
+        known = {"fid": len(functions) + 1, **defaults, **answers, **own}
         source = f"{machine.machine}: {spec.name}: attributes"
         facts = validate_document(Identified, known, text=None, source=source)
         function = Function(name=spec.name, aperture=aperture, domains=domains, **facts.model_dump())
@@ -189,3 +190,28 @@ def _function_specs(devices: Sequence[DeviceSpec]) -> list[DeviceSpec]:
             raise NotApplicable("s390 shows functions, not bridges")
         found.append(spec)
     return found
+
+
+def clp_attributes(configuration: ClpConfiguration, spec: DeviceSpec, source: str) -> dict[str, Any]:
+    """What CLP answers for a device, which it knows by the attribute ``fid`` or by its PCI address.
+
+    Raises ``InputError`` where the configuration has no such function.
+    """
+    fid = spec.attributes.get("fid")
+    numbers = spec.pci_numbers()
+    address = "%04x:%02x:%02x.%x" % numbers if numbers else None
+    for function in configuration.functions:
+        if function.fid == fid if fid is not None else configuration.pci_address(function) == address:
+            break
+    else:
+        wanted = f"fid {fid}" if fid is not None else f"address {address}" if address else "neither fid nor address"
+        raise InputError(f"the CLP configuration has no function for {wanted}", source=source, place=f"device {spec.name}")
+    return {
+        "fid": function.fid,
+        "pft": function.pft,
+        "start_dma": function.sdma,
+        "end_dma": function.edma,
+        "tlb_refresh": configuration.tlb_refresh(function),
+        "rtr": configuration.relaxed_translation(function),
+        "dtsm": configuration.group(function).dtsm,
+    }
