@@ -83,7 +83,7 @@ class WriteEntry(_Entry):
     """
 
     tag: str = ""
-    group: int
+    group: int | str = ""
     devices: str = ""
     drivers_bound: str = ""
     wrote: str

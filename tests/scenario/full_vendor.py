@@ -41,6 +41,8 @@ def declare() -> VendorDeclaration:
 
 @hookimpl
 def discover(machine: Machine, boot: BootState) -> Sequence[Unit]:
+    if boot.no_iommu:
+        return ()
     blocked = Domain(DomainType.BLOCKED, static=True)
     return [Unit("full0", "full", state=(dict(machine.hardware), blocked))]
 

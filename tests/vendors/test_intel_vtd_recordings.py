@@ -61,7 +61,10 @@ ACS = ["SV", "RR", "CR", "UF"]
 
 
 def recorded_devices(record):
-    """The recorded functions; QEMU's root ports have ACS unless told otherwise, and Linux enables it where an IOMMU was asked for."""
+    """The recorded functions.
+
+    QEMU's root ports have ACS unless told otherwise; Linux enables it where somebody asked for an IOMMU.
+    """
     listed = {device["bdf"]: device for device in sorted(record["pci"], key=lambda device: device["bdf"])}
     devices = {}
     for address, device in listed.items():
@@ -134,9 +137,7 @@ def table(record, devices, regions, opt_in):
     """QEMU's table: one unit that names every function of bus 0."""
     width = next(int(line.split()[-1]) for line in record["iommu_log"] if "Host address width" in line)
     named = [
-        scope(address, "bridge" if "buses" in spec else "endpoint")
-        for address, spec in devices.items()
-        if address[5:7] == "00"
+        scope(address, "bridge" if "buses" in spec else "endpoint") for address, spec in devices.items() if address[5:7] == "00"
     ]
     structures = [{"kind": "drhd", "address": "0xfed90000", "scopes": named}]
     structures += [{"kind": "rmrr", "base": base, "end": end, "scopes": [scope(short)]} for base, end, short in regions]
@@ -309,7 +310,9 @@ def test_real_machines_meet_their_units_in_order(shared_folder):
     system, _ = real_boot(path)
     assert [unit.name for unit in system.units] == ["dmar3", "dmar2", "dmar1", "dmar0", "dmar4"]
     groups = json.loads((path / "groups.json").read_text())
-    order = [system.devices[address].unit.name for _, members in sorted(groups.items(), key=lambda g: int(g[0])) for address in members]
+    order = [
+        system.devices[address].unit.name for _, members in sorted(groups.items(), key=lambda g: int(g[0])) for address in members
+    ]
     position = {unit.name: at for at, unit in enumerate(system.units)}
     assert [position[name] for name in order] == sorted(position[name] for name in order)
     assert len(set(order)) == len(system.units)

@@ -143,6 +143,57 @@ def test_a_range_above_one_table_needs_a_longer_one(kernel, grouped):
     assert bool(system.groups) is grouped
 
 
+# ---- the CLP configuration -------------------------------------------------------------------------------------------
+
+CLP = {
+    "functions": [
+        {"fid": 7, "fh": "0x80000007", "pfgid": 1, "sdma": "0x100000000", "edma": "0x10fffffff"},
+        {"fid": 9, "fh": "0x80000009", "pfgid": 2, "pft": 5, "sdma": "0x100000000", "rtr": False},
+    ],
+    "groups": [{"gid": 1, "refresh": True, "rtr": True, "dtsm": "0x48"}, {"gid": 2, "rtr": True}],
+}
+
+
+def boot_clp(kernel, *devices, cmdline=""):
+    fields = {"machine": "lpar", "arch": "s390x", "firmware": {"CLP": CLP}, "devices": devices}
+    spec = BootSpec(kconfig="lazy", cmdline=cmdline)
+    return start_system(get_kernel(kernel), S390, REGISTRY, Machine.model_validate(fields), spec)
+
+
+def test_clp_answers_for_functions_by_id_or_address():
+    devices = [
+        {"name": "disk", "kind": "zpci", "address": "0000:00:00.0"},
+        {"name": "ism", "kind": "zpci", "attributes": {"fid": 9}},
+    ]
+    system = boot_clp("7.2", *devices)
+    assert [unit.name for unit in system.units] == ["s390-iommu.00000007", "s390-iommu.00000009"]
+    disk, ism = (unit.state for unit in system.units)
+    assert (disk.tlb_refresh, disk.pft, disk.rtr, disk.dtsm) == (True, 0, True, 0x48)
+    assert (ism.tlb_refresh, ism.pft, ism.rtr, ism.dtsm) == (False, 5, False, 0x40)
+    assert system.group_regions(system.groups[0])[1].start == 0x1_1000_0000
+    assert types(system) == ["DMA-FQ", "DMA"]
+
+
+def test_a_devices_own_attributes_outrank_clp():
+    device = {"name": "disk", "kind": "zpci", "attributes": {"fid": 7, "rtr": False}}
+    assert types(boot_clp("7.2", device, cmdline="iommu.passthrough=1")) == ["DMA"]
+    assert types(boot_clp("7.2", {**device, "attributes": {"fid": 7}}, cmdline="iommu.passthrough=1")) == ["identity"]
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted"),
+    [
+        ({"attributes": {"fid": 8}}, "fid 8"),
+        ({"address": "0005:00:00.0"}, "address 0005:00:00.0"),
+        ({}, "neither fid nor address"),
+    ],
+)
+def test_a_function_that_clp_does_not_have(device, wanted):
+    with pytest.raises(InputError) as refused:
+        boot_clp("6.12", {"name": "x", "kind": "zpci", **device})
+    assert str(refused.value) == f"lpar: device x: the CLP configuration has no function for {wanted}"
+
+
 # ---- policy ----------------------------------------------------------------------------------------------------------
 
 BOOTS = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from iommukit.device import Device, DmaOps, PciBus, Unit
@@ -75,8 +75,10 @@ class System:
         waiting = [device for device in built if device.facts.present]
         self._scan(waiting)
 
-    def _scan(self, devices: Iterable[Device]) -> None:
+    def _scan(self, devices: list[Device]) -> None:
         """Enumerate at boot: parents before children, so that trust can be inherited."""
+        # A slot is only scanned beyond function 0 if that says so, and the scan marks the later functions itself.
+        shared = {(a.segment, a.bus, a.slot) for device in devices if (a := device.facts.pci) and a.function}
         for device in devices:
             chain = []
             at: Device | None = device
@@ -84,9 +86,9 @@ class System:
                 chain.append(at)
                 at = at.parent
             for member in reversed(chain):
-                # A scanned slot marks its later functions whatever their header says.
-                address = member.facts.pci
-                self.plug(member, multifunction=member.facts.multifunction or bool(address and address.function))
+                a = member.facts.pci
+                marked = a is not None and (a.segment, a.bus, a.slot) in shared
+                self.plug(member, multifunction=member.facts.multifunction or marked)
 
     def plug(self, device: Device, *, multifunction: bool) -> None:
         """Make a device present on its bus (``pci_device_add``), before any driver or IOMMU knows of it."""

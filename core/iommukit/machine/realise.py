@@ -42,7 +42,8 @@ def realise(machine: Machine, vendor: Vendor, boot: BootState) -> Machine:
         else:
             device, companions = _example(vendor, spec, boot, hardware)
             devices.append(device)
-            extra.extend(companions)
+            # Two devices of one role share their companion.
+            extra.extend(companion for companion in companions if companion not in extra)
     if not (firmware or extra) and all(spec.role in (None, "plain") for spec in machine.devices):
         return machine
     return _rebuild(machine, devices=(*extra, *devices), hardware=hardware, firmware=firmware)

@@ -17,7 +17,7 @@ from iommukit.scenario.result import UNDECIDED, Outcome, Result, StepResult
 from iommukit.vendors import Vendor, VendorRegistry
 
 if TYPE_CHECKING:
-    from iommukit.report.shapes import ChangeJson, DiffJson
+    from iommukit.report.shapes import ChangeJson, DiffJson, Severity
 
 SEVERITY_STYLE = {"breaks": "bad", "weakens": "bad", "refuses": "warn", "differs": "warn", "improves": "good", "cosmetic": "dim"}
 """Severities, worst first, with the style of their headings."""
@@ -28,7 +28,7 @@ class Kind:
     """A kind of change: a stable name, its severity, a heading, and what it means."""
 
     name: str
-    severity: str
+    severity: Severity
     title: str
     meaning: str
 
@@ -144,7 +144,8 @@ def _entry_json(kind: Kind, entry: Entry) -> ChangeJson:
         "before": entry.change.before,
         "after": entry.change.after,
         "cases": [
-            {"scenario": scenario.scenario, "rule": scenario.rule, "vendors": vendors} for scenario, vendors in entry.scenarios.values()
+            {"scenario": scenario.scenario, "rule": scenario.rule, "vendors": vendors}
+            for scenario, vendors in entry.scenarios.values()
         ],
     }
 
@@ -384,7 +385,11 @@ def diff_page(diff: Diff, *, full: bool) -> Page:
     page = Page()
     kinds = diff.kinds()
     what = f"{counted(diff.total, 'scenario')} ({counted(diff.applied, 'case')} on {listed(diff.vendors)})"
-    page.line(Span(f"{diff.before} → {diff.after}", "head"), f": {len(diff.changed)} of {what} ", "differ" if kinds else "differ: no change")
+    page.line(
+        Span(f"{diff.before} → {diff.after}", "head"),
+        f": {len(diff.changed)} of {what} ",
+        "differ" if kinds else "differ: no change",
+    )
     if not kinds:
         return page
     page.blank()
@@ -403,7 +408,9 @@ def diff_page(diff: Diff, *, full: bool) -> Page:
         page.line(Span(kind.title, SEVERITY_STYLE[kind.severity]), Span(f"  ({kind.severity})", "dim"))
         for entry in entries:
             change = entry.change
-            page.line(f"{change.where}: ", Span(change.before, "dim"), " → ", Span(change.after, SEVERITY_STYLE[kind.severity]), indent=2)
+            page.line(
+                f"{change.where}: ", Span(change.before, "dim"), " → ", Span(change.after, SEVERITY_STYLE[kind.severity]), indent=2
+            )
             for vendors, scenarios in entry.by_vendors().items():
                 who = "all vendors" if len(diff.vendors) > 1 and vendors == diff.vendors else listed(vendors)
                 shown = [f"{each.rule} {each.scenario}" if each.rule else each.scenario for each in scenarios]

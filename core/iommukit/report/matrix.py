@@ -253,9 +253,7 @@ def summary_page(matrix: Matrix) -> Page:
     by_kernel = sum(row.kernels_differ for row in matrix.rows)
     by_vendor = sum(row.vendors_differ for row in matrix.rows)
     total = counted(len(matrix.rows), "scenario")
-    page.line(
-        f"{total}: kernels differ in {by_kernel}, vendors in {by_vendor}; ", outcomes_text(matrix.counts()), " of all cases."
-    )
+    page.line(f"{total}: kernels differ in {by_kernel}, vendors in {by_vendor}; ", outcomes_text(matrix.counts()), " of all cases.")
     return page
 
 
@@ -268,7 +266,12 @@ def _tally(counts: dict[Outcome, int]) -> Span:
     """``31/33`` passed of those judged, then what else there is, in words short enough for a column."""
     judged = counts[Outcome.PASS] + counts[Outcome.FAIL] + counts[Outcome.XFAIL]
     words = [f"{counts[Outcome.PASS]}/{judged}"] if judged else []
-    for outcome, short in ((Outcome.FAIL, "FAIL"), (Outcome.XFAIL, "xfail"), (Outcome.UNDECIDED, "?"), (Outcome.NOT_APPLICABLE, "n/a")):
+    for outcome, short in (
+        (Outcome.FAIL, "FAIL"),
+        (Outcome.XFAIL, "xfail"),
+        (Outcome.UNDECIDED, "?"),
+        (Outcome.NOT_APPLICABLE, "n/a"),
+    ):
         if counts[outcome]:
             words.append(f"{counts[outcome]} {short}")
     style = "bad" if counts[Outcome.FAIL] else "good" if judged else "dim"

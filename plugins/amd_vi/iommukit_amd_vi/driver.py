@@ -1,6 +1,7 @@
 """What Linux decides on AMD-Vi (``drivers/iommu/amd/init.c`` and ``iommu.c``), from 6.1 to 7.2.
 
-The hooks in the order of a machine's life: the table before the policy is printed, the IOMMUs, then each device and each domain.
+The hooks in the order of a machine's life: the table before the policy is printed, the IOMMUs, then each device and each
+domain.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ VENDOR = "amd_vi"
 class DeviceState:
     """``Device.vendor_state`` (``struct iommu_dev_data``).
 
-    ``segment`` and ``devid`` say under which requester id the driver keeps the device; ``acpi`` is set for a device of the ACPI
-    namespace.  ``identity``: its PASIDs make the driver require identity.
+    ``segment`` and ``devid`` say under which requester id the driver keeps the device; ``acpi`` is set for a device of
+    the ACPI namespace.  ``identity``: its PASIDs make the driver require identity.
     """
 
     segment: int
@@ -154,9 +155,7 @@ def probe_device(device: Device, units: Sequence[Unit]) -> Unit | None:
     if iommu is None or unit is None:
         return None
     if driver.table == 0:
-        if not driver.warned:
-            device.system.log("AMD-Vi: amd_iommu_probe_device: DMA translation not supported by iommu.")
-        driver.warned = True
+        driver.print_once(device.system, "AMD-Vi: amd_iommu_probe_device: DMA translation not supported by iommu.")
         return None
     _set_up_aliases(device, segment, iommu)
     device.vendor_state = replace(place, identity=_uses_pasids(device, driver, iommu))
@@ -177,7 +176,8 @@ def _place(device: Device, driver: AmdVi) -> DeviceState | None:
 def _acpi_device(device: Device, driver: AmdVi) -> AcpiDevice | None:
     """The table's entry for a platform device, by hardware id and unique id (``get_acpihid_device_id``).
 
-    7.2 takes an entry of another unique id as well if it is the only one of that hardware id, and complains of the firmware.
+    7.2 takes an entry of another unique id as well if it is the only one of that hardware id, and complains of the
+    firmware.
     """
     attributes = device.facts.attributes
     named = [acpi for acpi in driver.platform.acpi_devices if acpi.hid == attributes.get("hid")]
@@ -187,17 +187,17 @@ def _acpi_device(device: Device, driver: AmdVi) -> AcpiDevice | None:
             return acpi
     if not named or _era(device) < Era.V7_2:
         return None
-    if not driver.warned:
-        plural = "" if len(named) == 1 else "s"
-        device.system.log(
-            f"{device.log_name}: AMD-Vi: [Firmware Bug]: No ACPI device matched UID, but {len(named)} device{plural} matched HID."
-        )
-        driver.warned = True
+    plural = "" if len(named) == 1 else "s"
+    message = f"AMD-Vi: [Firmware Bug]: No ACPI device matched UID, but {len(named)} device{plural} matched HID."
+    driver.print_once(device.system, message, device)
     return named[0] if len(named) == 1 else None
 
 
 def _set_up_aliases(device: Device, segment: Segment, iommu: Iommu) -> None:
-    """Make the table's alias a DMA alias of the device if it lies on its bus, and let the IOMMU serve all aliases (``setup_aliases``)."""
+    """Take over what the table knows of aliases (``setup_aliases``).
+
+    An alias on the device's own bus becomes a DMA alias, which groups the two; the IOMMU serves all aliases.
+    """
     address = device.facts.pci
     if address is None:
         return
@@ -281,7 +281,8 @@ def get_resv_regions(device: Device) -> Sequence[ReservedRegion]:
 def def_domain_type(device: Device) -> DmaApiPolicy:
     """Identity for devices with PASIDs; since 6.12 the driver itself wants untrusted devices translated.
 
-    Identity is not required under memory encryption, which some such devices cannot address, nor under SNP, which forbids it.
+    Identity is not required under memory encryption, which some such devices cannot address, nor under SNP, which
+    forbids it.
     """
     if device.untrusted and _era(device) >= Era.V6_12:
         return DmaApiPolicy.STRICT
@@ -308,7 +309,10 @@ CAPABLE: dict[str, tuple[Era, Era, Callable[[AmdUnit], bool]]] = {
         lambda unit: unit.driver.host_tables and bool(HD_SUP.get(unit.driver.features(unit.iommu))),
     ),
 }
-"""Capability: first and last generation whose driver knows it, and the answer.  7.2's generic page tables imply the flush queue."""
+"""Capability: first and last generation whose driver knows it, and the answer.
+
+7.2 has no ``deferred_flush``: its generic page tables imply the flush queue.
+"""
 
 
 @hookimpl

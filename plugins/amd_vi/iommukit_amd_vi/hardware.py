@@ -1,7 +1,7 @@
 """What a machine file says of the IOMMU: the keys of ``hardware``, by the specification's names.
 
-Where a machine carries an IVRS table, these keys say what the table does not: registers.  Where it carries none, they describe an
-IOMMU like QEMU's, but without its cache of absent entries.
+Where a machine carries an IVRS table, these keys say what the table does not: registers.  Where it carries none, they
+describe an IOMMU like QEMU's, but without its cache of absent entries.
 """
 
 from __future__ import annotations

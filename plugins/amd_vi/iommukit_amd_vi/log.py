@@ -56,9 +56,10 @@ def table_lines(platform: Platform, release: Release) -> Iterator[str]:
         for acpi in platform.acpi_devices:
             root = (acpi.segment << 16 | acpi.devid) & ~7
             yield f"AMD-Vi: ivrs, add hid:{acpi.hid}, uid:{acpi.uid}, rdevid:{root}"
-    if release < HAS_EFR2 or not platform.iommus:
+    if release < HAS_EFR2:
         return
-    efr, efr2 = platform.iommus[0].table_efr, platform.iommus[0].table_efr2
+    first = platform.iommus[:1]
+    efr, efr2 = (first[0].table_efr, first[0].table_efr2) if first else (0, 0)
     for iommu in platform.iommus[1:]:
         if (iommu.table_efr, iommu.table_efr2) == (efr, efr2):
             continue

@@ -1,7 +1,7 @@
 """The driver's command line: ``amd_iommu=`` and its companions (``drivers/iommu/amd/init.c``).
 
-Since 6.1 the value is a comma list whose words are matched by prefix; before, every position of the text is looked at and what is
-not recognised is passed over in silence.
+Since 6.1 the value is a comma list whose words are matched by prefix; before, every position of the text is looked at and
+what is not recognised is passed over in silence.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Bringing the IOMMUs up: the driver's state machine, its global variables and what it prints on the way.
 
-Before the policy lines the table is read and, for the sake of interrupts, the hardware enabled (``amd_iommu_prepare``); after them
-each IOMMU is taken into use (``amd_iommu_init_pci``).
+Before the policy lines the table is read and, for the sake of interrupts, the hardware enabled (``amd_iommu_prepare``);
+after them each IOMMU is taken into use (``amd_iommu_init_pci``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from iommukit.domain import Domain
 from iommukit.kernel.boot import BootState
@@ -16,6 +17,10 @@ from iommukit_amd_vi import log
 from iommukit_amd_vi.layout import GIO_SUP, GT_SUP, HATS, NO_HOST_TABLES, PPR_SUP, SNP_SUP
 from iommukit_amd_vi.options import POLICY_LINE, AmdOptions, amd_options
 from iommukit_amd_vi.units import Iommu, Platform, read_platform
+
+if TYPE_CHECKING:
+    from iommukit.device import Device
+    from iommukit.kernel.system import System
 
 DRIVER = "amd_vi.driver"
 """Where ``BootState.options`` keeps the ``AmdVi`` of a boot."""
@@ -30,9 +35,9 @@ V2_REFUSED = "AMD-Vi: Cannot enable v2 page table for DMA-API. Fallback to v1."
 class AmdVi:
     """The driver's global variables.
 
-    ``detected``: there is a table and no reason to leave the IOMMUs alone.  ``table`` is the page-table format of translated domains: 1, 2, or
-    0 where the hardware has neither.  ``efr`` are the features that all IOMMUs share.  ``host_levels`` counts the levels of host page
-    tables.  ``identity`` and ``blocked`` are the static domains.
+    ``detected``: there is a table and no reason to leave the IOMMUs alone.  ``table`` is the page-table format of
+    translated domains: 1, 2, or 0 where the hardware has neither.  ``efr`` are the features that all IOMMUs share.
+    ``host_levels`` counts the levels of host page tables.  ``identity`` and ``blocked`` are the static domains.
     """
 
     platform: Platform
@@ -46,8 +51,14 @@ class AmdVi:
     snp: bool = False
     identity: Domain | None = None
     blocked: Domain | None = None
-    warned: bool = False
-    """The message that is printed once has been printed."""
+    printed: set[str] = field(default_factory=set)
+    """Messages that are printed once and have been."""
+
+    def print_once(self, system: System, message: str, device: Device | None = None) -> None:
+        """Log a message, of a device or of the driver, unless it has been logged before."""
+        if message not in self.printed:
+            self.printed.add(message)
+            system.log(f"{device.log_name}: {message}" if device else message)
 
     def features(self, iommu: Iommu) -> int:
         """An IOMMU's features: its own before 6.7, later what all share."""
@@ -95,13 +106,15 @@ def detect(machine: Machine, boot: BootState) -> AmdVi:
             boot.log.append("AMD-Vi: AMD IOMMU disabled")
         return driver
     platform = driver.platform
+    if not platform.usable:
+        return driver
+    driver.detected = True
     boot.log.extend(log.table_lines(platform, boot.release))
     _share_features(driver)
     if boot.era >= Era.V7_2:
         _choose_tables_early(driver, boot)
     boot.log.extend(log.interrupt_lines(platform))
-    driver.detected = platform.usable
-    if driver.detected and driver.interrupts_remapped:
+    if driver.interrupts_remapped:
         boot.log.extend(log.cache_lines(platform, options))
     return driver
 

@@ -1,7 +1,7 @@
 """From the firmware table to IOMMUs: who translates for which requester id, aliases, special devices, unity maps.
 
-The tables are the driver's own (``struct amd_iommu_pci_seg``): a lookup from requester id to IOMMU, an alias table and a list of unity
-maps for each PCI segment, and one list of ACPI devices.
+The tables are the driver's own (``struct amd_iommu_pci_seg``): a lookup from requester id to IOMMU, an alias table and a
+list of unity maps for each PCI segment, and one list of ACPI devices.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ PAGE = 0x1000
 class Iommu:
     """One IOMMU (``struct amd_iommu``); ``devid`` is its own 16-bit requester id.
 
-    ``efr`` is the register; ``table_efr`` what the driver takes from the firmware table before it can read the register, 0 where
-    the table does not tell.  ``efr_known``: the register's value is not an assumption.
+    ``efr`` is the register; ``table_efr`` what the driver takes from the firmware table before it can read the register,
+    0 where the table does not tell.  ``efr_known``: the register's value is not an assumption.
     """
 
     index: int
@@ -101,8 +101,8 @@ class Segment:
 class Platform:
     """All that firmware and hardware say.
 
-    ``synthetic``: the machine carries no table; one IOMMU translates for every PCI function that is no IOMMU.  ``usable``: the
-    driver gets through the table.
+    ``synthetic``: the machine carries no table; one IOMMU translates for every PCI function that is no IOMMU.
+    ``usable``: the driver gets through the table.
     """
 
     hardware: Hardware
@@ -125,8 +125,8 @@ class Platform:
 def read_platform(machine: Machine) -> Platform:
     """What a realised machine says of its IOMMUs.
 
-    Raises ``NotApplicable`` for a machine whose firmware describes another vendor's IOMMU or that asks for regions which no IVRS table can
-    express, ``InputError`` for values of ``hardware`` that cannot be.
+    Raises ``NotApplicable`` for a machine whose firmware describes another vendor's IOMMU or that asks for regions which
+    no IVRS table can express, ``InputError`` for values of ``hardware`` that cannot be.
     """
     hardware = read_hardware(machine)
     for spec in machine.devices:
@@ -272,8 +272,8 @@ def _uid(entry: AcpiHid) -> str:
 def _enter_memory(platform: Platform, ivmd: Ivmd) -> None:
     """A memory definition becomes a 1:1 region of its devices, an exclusion range as well (``init_unity_map_range``).
 
-    Since 5.9 the driver treats exclusion ranges as readable and writable unity maps, because the hardware has one exclusion range for each
-    IOMMU and firmware asks for several.
+    Since 5.9 the driver treats exclusion ranges as readable and writable unity maps, because the hardware has one
+    exclusion range for each IOMMU and firmware asks for several.
     """
     if not ivmd.flags & (MemoryFlags.UNITY | MemoryFlags.EXCLUSION):
         return

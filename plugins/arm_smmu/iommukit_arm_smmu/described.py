@@ -65,6 +65,10 @@ class Description(Protocol):
         """ACPI or a device tree."""
 
     @property
+    def sid_bits(self) -> int:
+        """Bits of a stream id."""
+
+    @property
     def units(self) -> Sequence[UnitFacts]:
         """The SMMUs in the order in which they are probed."""
 
@@ -83,11 +87,12 @@ class Synthetic:
 
     def __init__(self, machine: Machine, hardware: Hardware) -> None:
         self.acpi = described_by(machine, hardware) == "acpi"
+        self.sid_bits = hardware.sid_bits or 16
         self._version = hardware.version
         self._preserve = hardware.preserve_config
         numbers = {spec.name: spec.pci_numbers() for spec in machine.devices}
         self._segments = sorted({number[0] for number in numbers.values() if number}) or [0]
-        self._platform = _platform_ids(machine, hardware, {n[1] << 8 | n[2] << 3 | n[3] for n in numbers.values() if n})
+        self._platform = _platform_ids(machine, self.sid_bits, {n[1] << 8 | n[2] << 3 | n[3] for n in numbers.values() if n})
         self.units = tuple(
             UnitFacts(hardware.version, base, self._device_name(base, index), hardware.coherent_walk)
             for index, base in enumerate(hardware.base + 0x2_0000 * index for index in range(len(self._segments)))
@@ -159,7 +164,7 @@ def aligned(region: ReservedRegion) -> ReservedRegion:
     return ReservedRegion(region.start // PAGE * PAGE, region.end | (PAGE - 1), region.type)
 
 
-def _platform_ids(machine: Machine, hardware: Hardware, taken: set[int]) -> dict[str, tuple[int, ...]]:
+def _platform_ids(machine: Machine, sid_bits: int, taken: set[int]) -> dict[str, tuple[int, ...]]:
     """Stream ids by device name: those that the machine file writes, and one of its own for each other platform device.
 
     Own ids are given downward from the highest one that no PCI function has.
@@ -169,7 +174,7 @@ def _platform_ids(machine: Machine, hardware: Hardware, taken: set[int]) -> dict
         if "stream_ids" in spec.attributes:
             written[spec.name] = _stream_ids(spec.attributes["stream_ids"], machine.machine, index)
     taken = taken.union(*({packed & 0xFFFF for packed in ids} for ids in written.values()))
-    free = (sid for sid in range((1 << hardware.sid_bits) - 1, -1, -1) if sid not in taken)
+    free = (sid for sid in range((1 << sid_bits) - 1, -1, -1) if sid not in taken)
     for spec in machine.devices:
         if not spec.kind.is_pci and spec.name not in written:
             sid = next(free, None)

@@ -420,7 +420,7 @@ class RawNode(Node):
     """A node of a type that is not known here; others may refer to it."""
 
     kind: Literal["raw"] = "raw"
-    type: Hex8  # type: ignore[misc]
+    type: Hex8  # type: ignore[assignment,misc]
     payload: Payload = b""
 
 

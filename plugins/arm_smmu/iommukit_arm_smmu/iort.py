@@ -48,6 +48,7 @@ class IortDescription:
     acpi = True
 
     def __init__(self, table: Iort, machine: Machine, hardware: Hardware) -> None:
+        self.sid_bits = hardware.sid_bits or 32
         self._table = table
         self._hardware = hardware
         self._nodes = table.smmus
@@ -84,7 +85,7 @@ class IortDescription:
         return list(self._table.streams(component)) if component else []
 
     def regions(self, device: Device, master: Master) -> list[ReservedRegion]:
-        """Interrupt translation services where the SMMU needs it, then reserved memory ranges, the table's and the machine file's."""
+        """Interrupt translation services where the SMMU needs it, and reserved memory: the table's and the machine file's."""
         node = self._nodes[master.unit]
         written = written_regions(device, acpi=True, preserve_config=self._hardware.preserve_config)
         return [*self._interrupt_pages(node, master), *self._memory_ranges(device, node, master), *written]

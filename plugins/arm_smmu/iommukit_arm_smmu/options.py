@@ -35,7 +35,9 @@ class Hardware(Strict):
     granules: tuple[Granule, ...] = Field(
         ("4K", "16K", "64K"), min_length=1, description="translation granules implemented: 4K, 16K, 64K"
     )
-    sid_bits: int = Field(16, ge=1, le=32, description="bits of a stream id (SMMU_IDR1.SIDSIZE, SMMU_IDR0.NUMSIDB)")
+    sid_bits: int | None = Field(
+        None, ge=1, le=32, description="bits of a stream id (SMMU_IDR1.SIDSIZE, SMMU_IDR0.NUMSIDB); absent: 16, with an IORT 32"
+    )
     mapping_groups: int = Field(128, ge=1, le=1024, description="SMMUv2: stream-map entries (SMMU_IDR0.NUMSMRG)")
     legacy_binding: bool = Field(False, description="SMMUv2: described by the old mmu-masters property")
     implementation: Literal["qcom", "nvidia"] | None = Field(

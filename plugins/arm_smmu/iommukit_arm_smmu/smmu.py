@@ -122,9 +122,9 @@ def start_units(description: Description, hardware: Hardware, boot: BootState) -
     for facts in description.units:
         streams: StreamTable | StreamMap
         if facts.version == 3:
-            streams = StreamTable(hardware.sid_bits, _grouped if at_bind else _present)
+            streams = StreamTable(description.sid_bits, _grouped if at_bind else _present)
         else:
-            streams = StreamMap(hardware.mapping_groups, hardware.sid_bits, _grouped if at_bind else _present)
+            streams = StreamMap(hardware.mapping_groups, description.sid_bits, _grouped if at_bind else _present)
         smmu = Smmu(facts, hardware, description, streams, domains)
         lines = smmu.lines(boot.era)
         boot.log.extend(lines)

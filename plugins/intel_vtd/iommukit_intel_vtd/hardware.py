@@ -99,7 +99,10 @@ def read_hardware(machine: Machine) -> VtdHardware:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in ("hardware", *first["loc"]))
-        raise InputError(f"{first['msg'].lower()}, got {first['input']!r}", source=machine.machine, place=place) from error
+        message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            message = f"{message[:1].lower()}{message[1:]}, got {str(first['input'])[:60]!r}"
+        raise InputError(message, source=machine.machine, place=place) from error
     if "DMAR" in machine.firmware:
         for name in FROM_TABLE:
             if getattr(hardware, name) is not None:

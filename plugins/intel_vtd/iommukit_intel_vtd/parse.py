@@ -80,7 +80,9 @@ def _words(machine: Machine, table: Dmar, hardware: VtdHardware) -> list[Capabil
     """Each unit's words, in the table's order."""
     count = len(table.drhds)
     if hardware.units is None:
-        width = next((width for width in WIDTHS if width >= table.address_bits), WIDTHS[-1])
+        # First-stage tables have four levels at least; a unit with both stages must offer that depth in the second, too.
+        needed = max(table.address_bits, 48 if hardware.first_stage else 0)
+        width = next((width for width in WIDTHS if width >= needed), WIDTHS[-1])
         return [hardware.apply(Capabilities().with_width(width))] * count
     if len(hardware.units) != count:
         message = f"{len(hardware.units)} units are described, but there are {count}"

@@ -127,7 +127,7 @@ def def_domain_type(device: Device) -> DmaApiPolicy:
 
 @hookimpl
 def prefer_dma_api_fq(device: Device) -> bool:
-    """Everything but PFT_ISM; the 2022 series knew no exception."""
+    """Everything but ISM; the 2022 series knew no exception."""
     era = device.system.boot.era
     return era is Era.RFC or (era >= Era.V6_12 and _function(device).pft != PFT_ISM)
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from iommukit.device import DeviceKind
+from iommukit.device import DeviceKind, PciAddress
 from iommukit.domain import UNBOUNDED, Domain, DomainType
 from iommukit.errors import InputError, NotApplicable
 from iommukit.machine.documents import validate_document
@@ -199,7 +199,7 @@ def clp_attributes(configuration: ClpConfiguration, spec: DeviceSpec, source: st
     """
     fid = spec.attributes.get("fid")
     numbers = spec.pci_numbers()
-    address = "%04x:%02x:%02x.%x" % numbers if numbers else None
+    address = str(PciAddress(*numbers)) if numbers else None
     for function in configuration.functions:
         if function.fid == fid if fid is not None else configuration.pci_address(function) == address:
             break

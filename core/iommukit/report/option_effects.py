@@ -1,0 +1,113 @@
+"""What the command line's options come to: asked of the model itself, by playing the boot without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iommukit.kernel.cmdline import Verdict, split_cmdline
+from iommukit.kernel.system import System
+from iommukit.machine.model import BootSpec
+from iommukit.report.observe import why_dead
+from iommukit.report.page import listed
+
+if TYPE_CHECKING:
+    from iommukit.report.shapes import VerdictName
+
+Play = Callable[[BootSpec], System]
+"""Boots the same machine, kernel and vendor with another command line or build."""
+
+VERDICTS: dict[Verdict, VerdictName] = {
+    Verdict.EFFECTIVE: "effective",
+    Verdict.INEFFECTIVE: "ineffective",
+    Verdict.INVALID: "invalid",
+    Verdict.UNKNOWN: "unknown",
+}
+OPT_IN = "force enabled due to platform opt in"
+
+
+@dataclass(frozen=True, slots=True)
+class OptionFate:
+    """What became of an option: its reader's verdict and note, and whether the boot is another one without it."""
+
+    option: str
+    verdict: VerdictName
+    note: str
+    matters: bool
+
+
+def outcome_of(system: System) -> Hashable:
+    """What a boot comes to, without its log: units, default, groups with their domains, who can do DMA."""
+    groups = []
+    for number, group in sorted(system.groups.items()):
+        domain = group.default_domain
+        facets = None
+        if domain is not None:
+            facets = (domain.type, domain.aperture, domain.page_sizes, domain.generic_pt, domain.flush_queue)
+        groups.append((number, tuple(device.label for device in group.devices), facets))
+    units = tuple((unit.name, unit.failed) for unit in system.units)
+    dead = tuple(device.label for device in system.present_devices() if why_dead(device))
+    return units, system.boot.default.policy(), tuple(groups), dead
+
+
+def without(cmdline: str, option: str) -> str:
+    """The command line without an option; ``name=word`` also leaves the comma list that it is part of."""
+    words = []
+    name, equals, word = option.partition("=")
+    for key, value in split_cmdline(cmdline):
+        if key == name:
+            if value is None or not equals or value == word:
+                continue
+            items = value.split(",")
+            kept = [item for item in items if item != word]
+            if len(kept) == len(items) or not kept:
+                continue
+            value = ",".join(kept)
+        text = key if value is None else f"{key}={value}"
+        words.append(f'"{text}"' if any(character.isspace() for character in text) else text)
+    return " ".join(words)
+
+
+def option_fates(system: System, boot: BootSpec, play: Play) -> tuple[OptionFate, ...]:
+    """Every option that somebody reads or that looks like an IOMMU's, in the order written."""
+    whole = outcome_of(system)
+    fates = []
+    for report in system.boot.reports:
+        rest = boot.model_copy(update={"cmdline": without(boot.cmdline, report.option)})
+        fates.append(OptionFate(report.option, VERDICTS[report.verdict], report.note, outcome_of(play(rest)) != whole))
+    return tuple(fates)
+
+
+def on_off_reasons(system: System, boot: BootSpec, play: Play) -> tuple[str, ...]:
+    """Why DMA remapping is on or off: the option without which it would not be, else the build, else the driver's line."""
+    on = _on(system)
+    state = "off" if on else "on"
+    reasons = []
+    options = list(dict.fromkeys(report.option for report in system.boot.reports))
+    bare = boot.cmdline
+    for option in options:
+        bare = without(bare, option)
+        rest = boot.model_copy(update={"cmdline": without(boot.cmdline, option)})
+        if _on(play(rest)) is not on:
+            reasons.append(f"{option} on the command line: without it remapping is {state}")
+    if not reasons and len(options) > 1 and _on(play(boot.model_copy(update={"cmdline": bare}))) is not on:
+        reasons.append(f"{listed(options)} on the command line: without all of them remapping is {state}")
+    if reasons:
+        return tuple(reasons)
+    if on:
+        line = next((line for line in system.boot.log if OPT_IN in line), None)
+        return (
+            (f"the firmware asks for it: '{line}'",)
+            if line
+            else ("this kernel uses the IOMMUs that it finds, unless told otherwise",)
+        )
+    for option in system.vendor.ops.kernel_options(boot=system.boot):
+        more = boot.model_copy(update={"cmdline": f"{boot.cmdline} {option.name}=on".strip()})
+        if len(more.cmdline) <= 4096 and _on(play(more)):
+            reasons.append(f"this kernel was built to leave it off; {option.name}=on would switch it on")
+    return tuple(reasons) or ("the driver finds no IOMMU that it can use",)
+
+
+def _on(system: System) -> bool:
+    return any(not unit.failed for unit in system.units)

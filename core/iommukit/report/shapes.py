@@ -1,0 +1,272 @@
+"""The JSON that commands answer with (a contract); ``iommukit schema`` prints these as JSON Schema.
+
+Imported where shapes are needed as data; reports import it for type checking only.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import NotRequired, TypedDict
+
+OutcomeName = Literal["PASS", "FAIL", "XFAIL", "N/A", "UNDECIDED"]
+VerdictName = Literal["effective", "ineffective", "invalid", "unknown"]
+Severity = Literal["breaks", "weakens", "refuses", "differs", "improves", "cosmetic"]
+Part = Literal["enabled", "units", "log", "groups", "numbers"]
+exact = with_config(ConfigDict(extra="forbid"))
+"""No further keys."""
+
+
+@exact
+class GroupJson(TypedDict):
+    """A group as sysfs shows it."""
+
+    id: int
+    type: str
+    devices: list[str]
+
+
+@exact
+class OptionJson(TypedDict):
+    """What became of a command-line option."""
+
+    option: str
+    verdict: VerdictName
+    note: str
+
+
+@exact
+class BootJson(TypedDict):
+    """A boot: lines printed, groups, the default policy, the options."""
+
+    log: list[str]
+    groups: list[GroupJson]
+    default: NotRequired[str]
+    options: NotRequired[list[OptionJson]]
+
+
+@exact
+class StepJson(TypedDict):
+    """A step: ``ok``, an errno name or ``UNDECIDED``; new lines; the groups afterwards."""
+
+    op: str
+    result: str
+    log: list[str]
+    groups: list[GroupJson]
+    value: NotRequired[list[str]]
+    reason: NotRequired[str]
+
+
+@exact
+class ResultJson(TypedDict):
+    """One run of a scenario under a kernel with a vendor."""
+
+    scenario: str
+    kernel: str
+    vendor: str
+    executor: str
+    outcome: OutcomeName
+    reason: NotRequired[str]
+    findings: NotRequired[list[str]]
+    boot: BootJson | None
+    steps: list[StepJson]
+
+
+@exact
+class VendorJson(TypedDict):
+    """A vendor by name and title."""
+
+    name: str
+    title: str
+
+
+@exact
+class CellJson(TypedDict):
+    """One scenario under one kernel with one vendor, in few words."""
+
+    kernel: str
+    vendor: str
+    outcome: OutcomeName
+    answer: str
+    steps: list[str]
+    types: dict[str, str]
+    groups: list[list[str]]
+    reason: str
+    findings: list[str]
+
+
+@exact
+class RowJson(TypedDict):
+    """One scenario of the matrix."""
+
+    scenario: str
+    rule: str | None
+    family: str
+    summary: str
+    kernels_differ: bool
+    vendors_differ: bool
+    cells: list[CellJson]
+
+
+@exact
+class FamilyJson(TypedDict):
+    """A family of rules: how often each outcome occurs under each kernel."""
+
+    family: str
+    scenarios: int
+    kernels: dict[str, dict[str, int]]
+
+
+@exact
+class MatrixJson(TypedDict):
+    """The behaviour matrix."""
+
+    kernels: list[str]
+    vendors: list[VendorJson]
+    counts: dict[str, int]
+    families: list[FamilyJson]
+    scenarios: list[RowJson]
+
+
+@exact
+class CaseJson(TypedDict):
+    """A scenario with the vendors that a change shows on."""
+
+    scenario: str
+    rule: str | None
+    vendors: list[str]
+
+
+@exact
+class ChangeJson(TypedDict):
+    """One change, and the cases that show it."""
+
+    kind: str
+    severity: Severity
+    where: str
+    before: str
+    after: str
+    cases: list[CaseJson]
+
+
+DiffJson = TypedDict(
+    "DiffJson",
+    {
+        "from": str,
+        "to": str,
+        "vendors": list[str],
+        "scenarios": int,
+        "changed": int,
+        "counts": dict[str, int],
+        "changes": list[ChangeJson],
+    },
+)
+DiffJson.__doc__ = "What changing the kernel changes."
+exact(DiffJson)
+
+
+@exact
+class PredictedGroupJson(TypedDict):
+    """A predicted group; ``id`` is null and ``type`` UNDECIDED where unknown ACS bits decide."""
+
+    id: int | None
+    type: str
+    devices: list[str]
+
+
+@exact
+class UndecidedJson(TypedDict):
+    """Devices whose groups depend on unknown ACS bits: with isolation everywhere, and with none."""
+
+    devices: list[str]
+    type: str
+    isolated: list[list[str]]
+    merged: list[list[str]]
+
+
+@exact
+class OptionFateJson(TypedDict):
+    """What became of an option, and whether the boot is another one without it."""
+
+    option: str
+    verdict: VerdictName
+    note: str
+    makes_a_difference: bool
+
+
+@exact
+class PartJson(TypedDict):
+    """One part of a prediction against the observation; ``accepted`` is the machine file's reason for a difference."""
+
+    part: Part
+    agrees: bool
+    differences: list[str]
+    accepted: str | None
+
+
+@exact
+class PredictionJson(TypedDict):
+    """The predicted boot of a machine."""
+
+    machine: str
+    vendor: str
+    kernel: str
+    release: str
+    kconfig: str | None
+    cmdline: str
+    enabled: bool
+    reasons: list[str]
+    units: list[str]
+    default: str
+    log: list[str]
+    options: list[OptionFateJson]
+    groups: list[PredictedGroupJson]
+    undecided: list[UndecidedJson]
+    uncovered: list[str]
+    untrusted: list[str]
+    warnings: list[str]
+    observed: list[PartJson]
+
+
+@exact
+class BootsJson(TypedDict):
+    """What ``iommukit boot`` answers: a prediction for each boot and vendor, and why other vendors cannot."""
+
+    machine: str
+    predictions: list[PredictionJson]
+    not_applicable: dict[str, str]
+
+
+@exact
+class SmokeJson(TypedDict):
+    """Whether a plugin boots a trivial machine under one kernel, and what came of it."""
+
+    kernel: str
+    works: bool
+    text: str
+
+
+@exact
+class PluginJson(TypedDict):
+    """One installed vendor plugin; a broken one has only its name, its origin and ``error``."""
+
+    name: str
+    module: str
+    distribution: str | None
+    version: str | None
+    error: str | None
+    title: NotRequired[str]
+    arch: NotRequired[list[str]]
+    capabilities: NotRequired[list[str]]
+    hardware_options: NotRequired[dict[str, str]]
+    hooks: NotRequired[list[str]]
+    expected_failures: NotRequired[dict[str, str]]
+    smoke: NotRequired[list[SmokeJson]]
+
+
+@exact
+class PluginsJson(TypedDict):
+    """All installed vendor plugins."""
+
+    plugins: list[PluginJson]

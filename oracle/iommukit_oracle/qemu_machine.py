@@ -1,0 +1,468 @@
+"""From QEMU's command line and the recorded PCI functions to a machine of this project.
+
+A device's name in the machine is its address.  What QEMU's command line does not say is taken from what the kernel printed or
+showed: the capability words of the IOMMU, the memory that firmware tables reserve, the ports that firmware calls external.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from iommukit.device import DeviceKind
+from iommukit.errors import InputError
+from iommukit.kernel.cmdline import split_cmdline
+from iommukit.machine.model import BootSpec, DeviceSpec, Machine
+from iommukit_oracle.events import hotplugged
+from iommukit_oracle.recording import GroupEntry, PciEntry, Recording
+
+ARCH = {"amd64": "x86_64", "arm64": "aarch64", "s390x": "s390x"}
+"""The recordings' architectures (Debian's names) as machine files call them."""
+
+PROFILE = {"6.1": "6.1.192"}
+"""Kernels whose profile has another name: recordings of 6.1 are of its stable series."""
+
+ACS = ("SV", "RR", "CR", "UF")
+"""What the kernel enables of QEMU's access control capability once somebody has asked for it."""
+
+EXTERNAL_PORT = "0000:00:06.0"
+"""The port that the project's own tables (``extport.asl``, ``virt-ext.dts``) call external-facing."""
+
+NPCACHE = 1 << 26
+"""NpCache in the AMD capability header (AMD I/O Virtualization Technology Specification, 3.2.1)."""
+
+
+# ---- QEMU's command line ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class QemuDevice:
+    """One ``-device``: QEMU's name for the model and its properties."""
+
+    model: str
+    properties: dict[str, str]
+
+    def on(self, name: str) -> bool:
+        """Whether a boolean property is given as on."""
+        return self.properties.get(name) in ("on", "true", "yes")
+
+
+@dataclass(slots=True)
+class QemuArguments:
+    """The part of a QEMU command line that makes the machine."""
+
+    machine: dict[str, str] = field(default_factory=dict)
+    """Properties of ``-M``; the type itself is under the empty name."""
+    devices: list[QemuDevice] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    """File names of further ACPI tables, and of a device tree."""
+    memory: int = 128 << 20
+    """Bytes."""
+
+    def device(self, model: str) -> QemuDevice | None:
+        """The first device of a model."""
+        return next((device for device in self.devices if device.model == model), None)
+
+
+def parse_qemu_arguments(recording: Recording) -> QemuArguments:
+    """Read ``qemu_args``.  Raises ``InputError`` where they are no command line."""
+    try:
+        words = shlex.split(recording.qemu_args)
+    except ValueError as error:
+        raise InputError(f"is no command line: {error}", source=recording.id, place="qemu_args") from error
+    found = QemuArguments()
+    for option, value in zip(words, words[1:], strict=False):
+        reader = _OPTIONS.get(option)
+        if reader is not None:
+            try:
+                reader(found, value)
+            except ValueError as error:
+                raise InputError(f"{option} {value}: {error}", source=recording.id, place="qemu_args") from error
+    return found
+
+
+def _properties(text: str, first: str) -> dict[str, str]:
+    parts = text.split(",")
+    named = [part if "=" in part else f"{first}={part}" if index == 0 else f"{part}=on" for index, part in enumerate(parts)]
+    return dict(part.partition("=")[::2] for part in named)
+
+
+def _machine(found: QemuArguments, value: str) -> None:
+    found.machine = _properties(value, "")
+
+
+def _device(found: QemuArguments, value: str) -> None:
+    properties = _properties(value, "driver")
+    found.devices.append(QemuDevice(properties.pop("driver", ""), properties))
+
+
+def _table(found: QemuArguments, value: str) -> None:
+    found.tables.append(_properties(value, "file").get("file", ""))
+
+
+def _memory(found: QemuArguments, value: str) -> None:
+    size = _properties(value, "size").get("size", "")
+    unit = {"K": 10, "M": 20, "G": 30}.get(size[-1:].upper(), 20)
+    found.memory = int(size.rstrip("KMGkmg")) << unit
+
+
+_OPTIONS: dict[str, Callable[[QemuArguments, str], None]] = {
+    "-M": _machine,
+    "-machine": _machine,
+    "-device": _device,
+    "-acpitable": _table,
+    "-dtb": _table,
+    "-m": _memory,
+}
+
+# ---- where devices sit -----------------------------------------------------------------------------------------------
+
+BRIDGES = {
+    "pcie-root-port": DeviceKind.ROOT_PORT,
+    "ioh3420": DeviceKind.ROOT_PORT,
+    "x3130-upstream": DeviceKind.UPSTREAM_PORT,
+    "xio3130-downstream": DeviceKind.DOWNSTREAM_PORT,
+    "pcie-pci-bridge": DeviceKind.PCIE_TO_PCI_BRIDGE,
+    "pci-bridge": DeviceKind.PCI_BRIDGE,
+    "i82801b11-bridge": DeviceKind.PCI_BRIDGE,
+}
+EXPRESS = frozenset({"e1000e", "nvme", "igb", "bochs-display", "qemu-xhci", "nec-usb-xhci", "megasas-gen2", "mptsas1068", "pvscsi"})
+"""Models with the PCI Express capability wherever their bus has it; on the root bus they are integrated endpoints."""
+HAS_ACS = frozenset({"pcie-root-port"})
+"""Models with the access control capability, unless ``disable-acs=on``."""
+NO_FUNCTION = frozenset({"intel-iommu", "zpci", "virtio-iommu-device"})
+"""Models that are no PCI functions, or are described by others."""
+CHIPSET_SLOT = "0000:00:1f."
+"""The q35 chipset's functions, all with the multifunction bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A QEMU device with its address; ``parent`` is the bridge's address."""
+
+    device: QemuDevice
+    address: str
+    parent: str | None
+
+
+def place_devices(arguments: QemuArguments) -> dict[str, Slot]:
+    """Give each PCI device its address, as QEMU and the firmware do.
+
+    QEMU gives a device without ``addr`` the first free slot; buses are numbered depth first in the order of the bridges' slots.
+    """
+    slots = _slots(arguments.devices)
+    children: dict[str, list[tuple[tuple[int, int], QemuDevice]]] = {}
+    for device, bus, place in slots:
+        children.setdefault(bus, []).append((place, device))
+    placed: dict[str, Slot] = {}
+    numbers = iter(range(1, 256))
+
+    def walk(bus: str, number: int, parent: str | None) -> None:
+        for (slot, function), device in sorted(children.get(bus, ()), key=lambda child: child[0]):
+            address = f"0000:{number:02x}:{slot:02x}.{function}"
+            placed[address] = Slot(device, address, parent)
+            if device.model in BRIDGES:
+                walk(device.properties.get("id", address), next(numbers), address)
+
+    walk(ROOT_BUS, 0, None)
+    return placed
+
+
+ROOT_BUS = "pcie.0"
+
+
+def _slots(devices: list[QemuDevice]) -> list[tuple[QemuDevice, str, tuple[int, int]]]:
+    """Each PCI device with its bus and its slot and function there."""
+    found = []
+    used: dict[str, set[int]] = {ROOT_BUS: {0}}
+    for device in devices:
+        if device.model in NO_FUNCTION:
+            continue
+        bus = device.properties.get("bus", ROOT_BUS)
+        taken = used.setdefault(bus, set())
+        written = device.properties.get("addr")
+        if written:
+            slot, _, function = written.partition(".")
+            place = int(slot, 16), int(function or "0", 16)
+        else:
+            place = next(slot for slot in range(32) if slot not in taken), 0
+        taken.add(place[0])
+        found.append((device, bus, place))
+    return found
+
+
+def _kind(slot: Slot, placed: dict[str, Slot]) -> DeviceKind:
+    model = slot.device.model
+    if model in BRIDGES:
+        return BRIDGES[model]
+    above = BRIDGES.get(placed[slot.parent].device.model) if slot.parent else None
+    express = model in EXPRESS or (model.startswith("virtio-") and above is not None)
+    if not express or above in (DeviceKind.PCIE_TO_PCI_BRIDGE, DeviceKind.PCI_BRIDGE):
+        return DeviceKind.CONVENTIONAL
+    return DeviceKind.INTEGRATED_ENDPOINT if above is None else DeviceKind.ENDPOINT
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+
+def machine_of(recording: Recording) -> Machine:
+    """The machine that a recording was made on.
+
+    Raises ``InputError`` for arguments that cannot be read and for an architecture or vendor that is not recorded.
+    """
+    arch = ARCH.get(recording.arch)
+    describe = HARDWARE.get(recording.vendor)
+    if arch is None or describe is None:
+        wanted = ", ".join([*ARCH, *HARDWARE])
+        message = f"an architecture and a vendor among {wanted} were expected, got {recording.arch} and {recording.vendor}"
+        raise InputError(message, source=recording.id)
+    arguments = parse_qemu_arguments(recording)
+    devices = _zpci(recording, arguments) if arch == "s390x" else _functions(recording, arguments)
+    return Machine(
+        machine=re.sub(r"[^A-Za-z0-9._-]", "_", recording.id)[:100],
+        summary="as recorded",
+        arch=arch,
+        hardware=describe(recording, arguments),
+        devices=tuple(devices),
+    )
+
+
+def boot_of(recording: Recording) -> BootSpec:
+    """How the recorded kernel was built and started.
+
+    Debian builds with the Intel IOMMU on; the builds of the posted patch leave it off.  Drivers are bound by the machine or by steps.
+    """
+    config = {"INTEL_IOMMU_DEFAULT_ON": not recording.kernel.startswith("rfc")}
+    return BootSpec(cmdline=recording.cmdline, drivers="none", config=config)
+
+
+def profile_of(recording: Recording) -> str:
+    """The name of the kernel profile."""
+    return PROFILE.get(recording.kernel, recording.kernel)
+
+
+def _functions(recording: Recording, arguments: QemuArguments) -> Iterator[DeviceSpec]:
+    """The functions there at boot, then those that are plugged in later."""
+    placed = place_devices(arguments)
+    acs = ACS if _acs_requested(recording) else ()
+    external = _external_ports(recording, arguments, placed)
+    reserved = _firmware_regions(recording)
+    bound_later = {address for _, address in binds_at_boot(recording)}
+    there: set[str] = set()
+    for entry in recording.functions:
+        slot = placed.get(entry.bdf)
+        there.add(entry.bdf)
+        driver = None if entry.bdf in bound_later else entry.driver or None
+        extra = {"reserved": reserved.get(entry.bdf, ()), "external_facing": entry.bdf in external, "driver": driver}
+        yield _spec(entry, slot, placed, acs, extra)
+    for address, model in hotplugged(recording):
+        if address not in there:
+            there.add(address)
+            parent = next((bridge for bridge in placed if _bus_below(recording, placed, bridge) == address[5:7]), None)
+            slot = Slot(QemuDevice(model, {}), address, parent)
+            entry = PciEntry.model_validate({"bdf": address, "id": "0000:0000"})
+            yield _spec(entry, slot, placed, acs, {"present": False, "reserved": reserved.get(address, ())})
+
+
+def _spec(entry: PciEntry, slot: Slot | None, placed: dict[str, Slot], acs: tuple[str, ...], extra: dict[str, Any]) -> DeviceSpec:
+    fields: dict[str, Any] = {
+        "name": entry.bdf,
+        "address": entry.bdf,
+        "id": entry.ids,
+        "class": entry.class_code.removeprefix("0x"),
+        "kind": DeviceKind.CONVENTIONAL,
+        "multifunction": entry.bdf.startswith(CHIPSET_SLOT),
+        **extra,
+    }
+    if slot is not None:
+        fields["kind"] = _kind(slot, placed)
+        fields["multifunction"] = slot.device.on("multifunction")
+        fields["parent"] = slot.parent
+        if slot.device.model in BRIDGES:
+            fields["buses"] = _number_below(placed, slot)
+        if slot.device.model in HAS_ACS and not slot.device.on("disable-acs"):
+            fields["acs"] = acs
+        if slot.device.on("ats"):
+            fields["capabilities"] = ("ats",)
+    return DeviceSpec.model_validate(fields)
+
+
+def _number_below(placed: dict[str, Slot], bridge: Slot) -> str:
+    """The bus below a bridge, two hexadecimal digits: buses are numbered in the order of ``placed``."""
+    bridges = [address for address, slot in placed.items() if slot.device.model in BRIDGES]
+    return f"{bridges.index(bridge.address) + 1:02x}"
+
+
+def _bus_below(recording: Recording, placed: dict[str, Slot], address: str) -> str | None:
+    slot = placed[address]
+    return _number_below(placed, slot) if slot.device.model in BRIDGES else None
+
+
+def _acs_requested(recording: Recording) -> bool:
+    """Whether somebody asked for access control before the PCI scan, so that ports that have it were switched to it.
+
+    x86: finding the IOMMU's table does, unless ``iommu=off`` comes first.  Arm: ACPI does; with a device tree only since 7.2.
+    """
+    options = list(split_cmdline(recording.cmdline))
+    if recording.arch == "arm64":
+        return recording.kernel == "7.2" or _is_acpi(recording)
+    return not any(name == "iommu" and "off" in (value or "").split(",") for name, value in options)
+
+
+def _external_ports(recording: Recording, arguments: QemuArguments, placed: dict[str, Slot]) -> set[str]:
+    """The ports that firmware calls external: named by a table of the project, or above a function that sysfs calls removable."""
+    ports = {EXTERNAL_PORT} if any("ext" in name for name in arguments.tables) else set()
+    for entry in recording.functions:
+        slot = placed.get(entry.bdf)
+        if entry.removable == "removable" and slot is not None:
+            while slot.parent is not None:
+                slot = placed[slot.parent]
+            ports.add(slot.address)
+    return ports
+
+
+# ---- memory that firmware reserves -----------------------------------------------------------------------------------
+
+_RMRR = re.compile(r"DMAR: RMRR base: 0x([0-9a-f]+) end: 0x([0-9a-f]+)")
+_LOCKED = re.compile(r"(\S+): DMAR: Device is ineligible for IOMMU domain attach")
+
+
+def _firmware_regions(recording: Recording) -> dict[str, list[dict[str, Any]]]:
+    """Regions by device: those of RMRR and IVMD structures, as the groups show them.
+
+    A group shows the regions of all its members.  The device is the member that no group without the region has, and, if
+    several are left, the one that the kernel named when it refused to attach it.
+    """
+    rmrrs = {(int(match[1], 16), int(match[2], 16)) for line in recording.iommu_log if (match := _RMRR.search(line))}
+    seen = [recording.groups, *recording.snapshots.values()]
+    groups = [group for snapshot in seen for group in snapshot]
+    locked = {match[1] for write in recording.writes for line in write.dmesg if (match := _LOCKED.search(line))}
+    locked = {name.rpartition(" ")[2] for name in locked}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for text in sorted({text for group in groups for text in group.reserved}):
+        first, last, kind = text.split("-", 2)
+        start, end = int(first, 16), int(last, 16)
+        from_table = (start, end) in rmrrs if recording.vendor == "intel_vtd" else kind == "direct"
+        if recording.arch != "amd64" or not from_table:
+            continue
+        devices = _having(text, groups)
+        named = devices & locked
+        for device in sorted(named if named and len(devices) > 1 else devices):
+            found.setdefault(device, []).append({"start": start, "end": end, "type": kind})
+    return found
+
+
+def _having(region: str, groups: list[GroupEntry]) -> set[str]:
+    with_it = {device for group in groups if region in group.reserved for device in group.devices}
+    return with_it - {device for group in groups if region not in group.reserved for device in group.devices}
+
+
+# ---- binds that make groups ------------------------------------------------------------------------------------------
+
+_ADDING = re.compile(r"^(\S+) (\S+): Adding to iommu group \d+$")
+
+
+def binds_at_boot(recording: Recording) -> list[tuple[str, str]]:
+    """Driver and address of the functions that got their group when a driver was bound, in the log's order."""
+    found = []
+    drivers = {entry.bdf: entry.driver for entry in recording.functions}
+    for line in recording.iommu_log:
+        match = _ADDING.match(line)
+        if match and match[1] != "pci":
+            found.append((drivers.get(match[2]) or match[1], match[2]))
+    return found
+
+
+# ---- what the IOMMU can do -------------------------------------------------------------------------------------------
+
+_UNIT = re.compile(r"DMAR: dmar\d+: reg_base_addr [0-9a-f]+ ver (\S+) cap ([0-9a-f]+) ecap ([0-9a-f]+)")
+_WIDTH = re.compile(r"DMAR: Host address width (\d+)")
+_FEATURES = re.compile(r"AMD-Vi: Extended features \((0x[0-9a-f]+), (0x[0-9a-f]+)\)")
+_TABLE_FEATURES = re.compile(r"AMD-Vi: Using global IVHD EFR:(0x[0-9a-f]+)")
+_INITRD_TABLE = re.compile(r"ACPI table found in initrd \[(?:.*/)?([^/\]]+)\]")
+
+
+def _matches(recording: Recording, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    return [match for line in recording.iommu_log if (match := pattern.search(line))]
+
+
+def _intel(recording: Recording, arguments: QemuArguments) -> dict[str, Any]:
+    """The capability words as printed; without them, what QEMU's properties say."""
+    device = arguments.device("intel-iommu") or QemuDevice("intel-iommu", {})
+    hardware: dict[str, Any] = {"interrupt_remapping": device.properties.get("intremap") != "off"}
+    units = _matches(recording, _UNIT)
+    if units:
+        hardware["units"] = [{"version": u[1], "cap": int(u[2], 16), "ecap": int(u[3], 16)} for u in units]
+    else:
+        hardware.update({name: device.on(key) for key, name in _INTEL_PROPERTIES.items() if key in device.properties})
+    widths = _matches(recording, _WIDTH)
+    if widths:
+        hardware["host_address_width"] = int(widths[0][1])
+    if device.on("device-iotlb"):
+        hardware["device_tlb"] = True
+    if any("optin" in match[1] for match in _matches(recording, _INITRD_TABLE)):
+        hardware["platform_opt_in"] = True
+    return hardware
+
+
+_INTEL_PROPERTIES = {
+    "caching-mode": "caching_mode",
+    "x-scalable-mode": "scalable_mode",
+    "pt": "pass_through",
+    "snoop-control": "snoop_control",
+}
+
+
+def _amd(recording: Recording, arguments: QemuArguments) -> dict[str, Any]:
+    """The capability header and the feature register as the kernel showed them; without them, what QEMU is known to have."""
+    device = arguments.device("amd-iommu") or QemuDevice("amd-iommu", {})
+    header = next((unit.attribute("cap") for unit in recording.iommus), None)
+    cached = bool(int(header, 16) & NPCACHE) if header else "nonpcache" not in recording.qemu
+    hardware: dict[str, Any] = {"np_cache": cached, "interrupt_remapping": device.properties.get("intremap") == "on"}
+    for features in _matches(recording, _FEATURES):
+        hardware.update(efr=int(features[1], 16), efr2=int(features[2], 16))
+    for table in _matches(recording, _TABLE_FEATURES):
+        hardware["efr_sup"] = int(table[1], 16) != 0
+    return hardware
+
+
+def _is_acpi(recording: Recording) -> bool:
+    return ("acpi", "force") in list(split_cmdline(recording.cmdline))
+
+
+def _arm(recording: Recording, arguments: QemuArguments) -> dict[str, Any]:
+    return {"described_by": "acpi" if _is_acpi(recording) else "dt"}
+
+
+def _s390(recording: Recording, arguments: QemuArguments) -> dict[str, Any]:
+    return {"memory_size": arguments.memory}
+
+
+HARDWARE: dict[str, Callable[[Recording, QemuArguments], dict[str, Any]]] = {
+    "intel_vtd": _intel,
+    "amd_vi": _amd,
+    "arm_smmu": _arm,
+    "s390": _s390,
+}
+"""By vendor: the machine's ``hardware``."""
+
+
+def _zpci(recording: Recording, arguments: QemuArguments) -> Iterator[DeviceSpec]:
+    """s390: each function is its own segment, whose number is QEMU's ``uid``."""
+    fids = {int(d.properties["uid"], 0): int(d.properties["fid"], 0) for d in arguments.devices if {"uid", "fid"} <= d.properties.keys()}
+    for entry in recording.functions:
+        fid = fids.get(int(entry.bdf[:4], 16))
+        yield DeviceSpec.model_validate(
+            {
+                "name": entry.bdf,
+                "address": entry.bdf,
+                "id": entry.ids,
+                "class": entry.class_code.removeprefix("0x"),
+                "kind": DeviceKind.ZPCI,
+                "driver": entry.driver or None,
+                "attributes": {"fid": fid} if fid is not None else {},
+            }
+        )

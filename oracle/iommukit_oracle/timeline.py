@@ -1,0 +1,307 @@
+"""In which order things happened in the guest.
+
+A recording keeps three lists, each in order: writes, events and snapshots.  How they interleave is not said, but each entry tells
+something of the state that it was made in: the drivers and members of a group, its type before a write, all groups of a
+snapshot.  The order sought is the one in which the fewest of these contradict what came before it.  A shortest path over (writes,
+events, snapshots) done so far finds it; where several are as good, the difference cannot be seen in the recording either.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from iommukit_oracle.events import Bind, Driver, Event, Grouped, Line, OpenWrite, Owned, Presence, Race, Test, parse_events
+from iommukit_oracle.qemu_machine import parse_qemu_arguments, place_devices
+from iommukit_oracle.recording import GroupEntry, Recording, WriteEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """Writes that followed each other: same experiment, same group, same drivers."""
+
+    entries: tuple[WriteEntry, ...]
+
+    @property
+    def first(self) -> WriteEntry:
+        """The first one."""
+        return self.entries[0]
+
+    @property
+    def matrix(self) -> bool:
+        """A matrix of types: unrecorded writes lie between and after the recorded ones."""
+        return "/seq" in self.first.tag or "/from-" in self.first.tag
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All groups at a moment."""
+
+    name: str
+    groups: tuple[GroupEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A functional test of a device, and the devices that were removed and rescanned for it."""
+
+    test: Test
+    device: str | None
+    rescanned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Kernel lines that were printed when the snapshot of this number was taken."""
+
+    snapshot: int
+
+
+Done = Driver | Bind | Presence | Owned | Tried | Race | OpenWrite | Mark
+"""An event that a step follows from, or that tells when something else happened."""
+Item = Writes | Snapshot | Done
+
+
+# ---- the three lists -------------------------------------------------------------------------------------------------
+
+
+def stem(tag: str) -> str:
+    """A write's tag without the part of its matrix."""
+    return re.sub(r"/(seq|from-.*)$", "", tag)
+
+
+def write_blocks(recording: Recording) -> list[Writes]:
+    """The writes, those of one experiment together."""
+    blocks: list[list[WriteEntry]] = []
+    for write in recording.writes:
+        last = blocks[-1][-1] if blocks else None
+        if last is None or _experiment(last) != _experiment(write):
+            blocks.append([])
+        blocks[-1].append(write)
+    return [Writes(tuple(block)) for block in blocks]
+
+
+def _experiment(write: WriteEntry) -> tuple[str, str, str, bool]:
+    return stem(write.tag), write.devices, write.drivers_bound, "/" in write.tag
+
+
+def done_events(recording: Recording) -> list[Done]:
+    """The events that steps follow from, kernel lines put where they belong."""
+    found: list[Done] = []
+    events = parse_events(recording)
+    names = list(_later_snapshots(recording))
+    for event in _binds_in_order(events):
+        if isinstance(event, Test):
+            found.append(Tried(event, _tested(recording, event)))
+        elif isinstance(event, Grouped):
+            before = found[-1] if found else None
+            if isinstance(before, Tried) and before.test.tag == event.tag and not event.joined:
+                found[-1] = replace(before, rescanned=(*before.rescanned, event.device))
+            elif event.tag in names:
+                found.append(Mark(names.index(event.tag)))
+        elif isinstance(event, Line):
+            if event.tag in names:
+                found.append(Mark(names.index(event.tag)))
+        else:
+            found.append(event)
+    return found
+
+
+def _later_snapshots(recording: Recording) -> dict[str, tuple[GroupEntry, ...]]:
+    """The snapshots taken after boot."""
+    return {name: groups for name, groups in recording.snapshots.items() if name != "boot"}
+
+
+def _binds_in_order(events: list[Event]) -> Iterator[Event]:
+    """Put the binds of loaded drivers, which only the kernel's lines tell of, before the binds through sysfs that they preceded.
+
+    Only devices that get their group when a driver is bound print such a line.
+    """
+    joins = [event for event in events if isinstance(event, Grouped) and event.joined and event.driver != "pci"]
+    told: set[int] = set()
+    for event in events:
+        if isinstance(event, Bind) and event.result == "ok":
+            own = next((n for n, join in enumerate(joins) if n not in told and join.device == event.device), None)
+            for earlier in range(own or 0):
+                if earlier not in told:
+                    told.add(earlier)
+                    yield Driver(joins[earlier].device, joins[earlier].driver)
+            if own is not None:
+                told.add(own)
+        elif isinstance(event, Grouped) and event in joins:
+            number = joins.index(event)
+            if number not in told:
+                told.add(number)
+                yield Driver(event.device, event.driver)
+            continue
+        yield event
+
+
+def _tested(recording: Recording, test: Test) -> str | None:
+    """The device of a functional test: of the QEMU devices of that model the one with something behind it, else the first."""
+    slots = place_devices(parse_qemu_arguments(recording))
+    candidates = [slot for _, slot in sorted(slots.items()) if slot.device.model == test.driver]
+    backed = [slot for slot in candidates if "drive" in slot.device.properties]
+    return next((slot.address for slot in (*backed, *candidates)), None)
+
+
+# ---- what is known at a moment ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the recording has told so far, by device.
+
+    ``members`` has an entry for each device that has a group, empty where its members are not known; ``types`` and ``drivers`` have
+    one where type and driver are known.
+    """
+
+    drivers: Mapping[str, str]
+    types: Mapping[str, str]
+    members: Mapping[str, frozenset[str]]
+    owned: int | None = None
+
+
+def _at_boot(recording: Recording) -> Known:
+    drivers = {entry.bdf: entry.driver for entry in recording.functions}
+    types = {device: group.type for group in recording.groups for device in group.devices}
+    return Known(drivers, types, _members(recording.groups))
+
+
+def _members(groups: tuple[GroupEntry, ...]) -> dict[str, frozenset[str]]:
+    return {device: frozenset(group.devices) for group in groups for device in group.devices}
+
+
+Step = tuple[int, Known]
+"""What speaks against an item at a moment, as a number, and what is known after it."""
+
+_OWNED = re.compile(r"(?<!not-)owned$")
+
+
+def _consume_writes(known: Known, block: Writes) -> Step:
+    write = block.first
+    cost = 0
+    for device in write.members:
+        driver = write.bound.get(device, "")
+        before = known.drivers.get(device, driver)
+        cost += 0 if before == driver else 3 if before else 2
+        before_members = known.members.get(device)
+        cost += 2 if before_members is None else 5 if before_members and before_members != frozenset(write.members) else 0
+        cost += 0 if known.types.get(device, write.type_before) == write.type_before else 3
+    if (known.owned is not None and known.owned == write.group) != bool(_OWNED.search(write.tag)):
+        cost += 4
+    after = "" if block.matrix else block.entries[-1].type_after
+    types = {device: kind for device, kind in known.types.items() if device not in write.members}
+    if after:
+        types.update(dict.fromkeys(write.members, after))
+    drivers = {**known.drivers, **{device: write.bound.get(device, "") for device in write.members}}
+    members = {**known.members, **dict.fromkeys(write.members, frozenset(write.members))}
+    return cost, Known(drivers, types, members, known.owned)
+
+
+def _consume_snapshot(known: Known, snapshot: Snapshot) -> Step:
+    cost = 0
+    members = _members(snapshot.groups)
+    cost += 2 * len(members.keys() ^ known.members.keys())
+    types: dict[str, str] = {}
+    drivers = dict(known.drivers)
+    for group in snapshot.groups:
+        same = all(known.members.get(device) == members[device] for device in group.devices)
+        for device in group.devices:
+            cost += 4 if same and known.types.get(device, group.type) != group.type else 0
+            types[device] = group.type
+            driver = group.bound.get(device, "")
+            cost += known.drivers.get(device, driver) != driver
+            drivers[device] = driver
+    return cost, Known(drivers, types, members, known.owned)
+
+
+def _consume_event(known: Known, event: Done) -> Step:
+    match event:
+        case Driver(device, driver):
+            before = known.drivers.get(device, driver)
+            cost = 0 if before == driver or not driver else 2 if before else 1
+            return cost, replace(known, drivers={**known.drivers, device: driver})
+        case Bind(device, driver, result):
+            before = known.drivers.get(device, "")
+            if result != "ok":
+                return 0 if before or known.owned is not None else 2, known
+            return 2 if before else 0, replace(known, drivers={**known.drivers, device: driver})
+        case Presence(device, present):
+            without = {name: group for name, group in known.members.items() if name != device}
+            types = {name: kind for name, kind in known.types.items() if name != device}
+            if present:
+                members = {**without, device: frozenset[str]()}
+                return 3 if device in known.members else 0, replace(known, members=members, types=types)
+            drivers = {**known.drivers, device: ""}
+            return 0 if device in known.members else 3, replace(known, members=without, types=types, drivers=drivers)
+        case Owned(group):
+            return 0, replace(known, owned=group)
+        case Tried(test, device, rescanned):
+            if device is None:
+                return 0, known
+            cost = 0 if rescanned or known.types.get(device, test.type) == test.type else 5
+            cost += known.drivers.get(device, test.driver) != test.driver
+            drivers = {**known.drivers, device: "" if test.gave_up else test.driver}
+            return cost, replace(known, drivers=drivers, types={**known.types, device: test.type})
+    return 0, known
+
+
+# ---- the order -------------------------------------------------------------------------------------------------------
+
+Place = tuple[int, int, int]
+"""How many events, writes and snapshots are done."""
+
+CONTRADICTION = 1_000_000
+"""Weight of one contradiction against the wish to put writes and snapshots early."""
+
+
+def timeline(recording: Recording) -> list[Item]:
+    """All writes, events and snapshots in the likeliest order."""
+    events, writes = done_events(recording), write_blocks(recording)
+    snapshots = [Snapshot(name, groups) for name, groups in _later_snapshots(recording).items()]
+    goal = len(events), len(writes), len(snapshots)
+    start = (0, 0, 0)
+    came: dict[Place, tuple[Place, Item]] = {}
+    best: dict[Place, int] = {start: 0}
+    states: dict[Place, Known] = {start: _at_boot(recording)}
+    queue: list[tuple[int, Place]] = [(0, start)]
+    settled: set[Place] = set()
+    while queue:
+        cost, place = heapq.heappop(queue)
+        if place in settled:
+            continue
+        settled.add(place)
+        if place == goal:
+            break
+        for item, following, (against, known), late in _next(place, states[place], events, writes, snapshots):
+            total = cost + against * CONTRADICTION + late
+            if following not in settled and total < best.get(following, total + 1):
+                best[following], states[following], came[following] = total, known, (place, item)
+                heapq.heappush(queue, (total, following))
+    order: list[Item] = []
+    place = goal
+    while place != start:
+        place, item = came[place]
+        order.append(item)
+    return order[::-1]
+
+
+def _next(
+    place: Place, known: Known, events: list[Done], writes: list[Writes], snapshots: list[Snapshot]
+) -> Iterator[tuple[Item, Place, Step, int]]:
+    """What can come next, with its step and how late it comes."""
+    done, written, seen = place
+    if done < len(events):
+        event = events[done]
+        if isinstance(event, Mark):
+            step = (0 if event.snapshot in (seen, seen - 1) else 3), known
+        else:
+            step = _consume_event(known, event)
+        yield event, (done + 1, written, seen), step, 0
+    if written < len(writes):
+        yield writes[written], (done, written + 1, seen), _consume_writes(known, writes[written]), done
+    if seen < len(snapshots):
+        yield snapshots[seen], (done, written, seen + 1), _consume_snapshot(known, snapshots[seen]), done + written
