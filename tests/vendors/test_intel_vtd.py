@@ -322,6 +322,9 @@ def test_segments_are_kept_apart():
     assert (unit_of(system, "far"), unit_of(system, "nic")) == ("dmar0", "dmar1")
     lonely = boot("6.12", [far], dmar=dmar(drhd(0xB000, everything=True)))
     assert unit_of(lonely, "far") is None
+    elsewhere = dmar(drhd(0xB000, everything=True), {**rmrr(0, 0xFFF, scope("04.0")), "segment": 1})
+    near = boot("6.12", [NIC], dmar=elsewhere)
+    assert [region.start for region in near.regions(near.devices["nic"])] == [0xFEE00000]
 
 
 def test_nobody_translates_for_what_no_unit_names():
@@ -354,6 +357,11 @@ def test_a_scope_of_the_wrong_type_keeps_remapping_off(device, kind, fits):
     system = boot("6.12", [device], dmar=table)
     assert bool(system.units) is fits
     assert (f"DMAR: Device scope type does not match for {device['address']}" in system.boot.log) is not fits
+
+
+def test_scopes_of_the_unit_that_includes_all_are_not_looked_at():
+    system = boot("6.12", [PORT], dmar=dmar(drhd(0xB000, scope("06.0", kind="endpoint"), everything=True)))
+    assert unit_of(system, "port") == "dmar0"
 
 
 def test_interrupt_controllers_are_no_devices():
@@ -718,11 +726,15 @@ GEOMETRY = [
     ({"superpages": ["2M"]}, "", 39, 0x1000 | SIZE_2M),
     ({"superpages": []}, "", 39, 0x1000),
     ({}, "intel_iommu=sp_off", 39, 0x1000),
+    # A real unit: tables for 48 bits, of which 39 may be used.
+    ({"units": [{"cap": "0xd2008c40660462", "ecap": "0xf050da"}]}, "", 39, ALL_SIZES),
     # First-stage tables: four levels at least, canonical addresses, 2 MiB always.
     ({"address_width": 48, "scalable_mode": True, "first_stage": True}, "", 47, 0x1000 | SIZE_2M),
     ({"address_width": 48, "scalable_mode": True, "first_stage": True, "superpages": ["2M", "1G"]}, "", 47, ALL_SIZES),
     ({"address_width": 57, "scalable_mode": True, "first_stage": True}, "", 56, 0x1000 | SIZE_2M),
     ({"address_width": 48, "scalable_mode": True, "first_stage": True}, "intel_iommu=sm_off", 48, ALL_SIZES),
+    # Both stages, five levels in the second only: four it is.
+    ({"units": [{"cap": "0xd2008c22380e06", "ecap": "0xc80000f00f4a"}]}, "", 47, 0x1000 | SIZE_2M),
 ]
 
 
@@ -762,6 +774,20 @@ def test_a_region_beyond_the_unit_s_width(kernel, errno):
         " (8000001000)"
     )
     assert (line in system.take_lines()) is (kernel == "6.1")
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12", "7.2"])
+def test_a_region_at_the_very_end(kernel):
+    system = boot(kernel, [reserved(NIC, "direct", 0x7F_FFFF_F000, 0x7F_FFFF_FFFF)], "iommu.passthrough=1")
+    system.kernel.write_type(system, system.devices["nic"].group, "DMA")
+    assert types(system)["nic"] == "DMA"
+
+
+def test_a_released_device_is_attached_to_nothing():
+    system = boot("6.12")
+    nic = system.devices["nic"]
+    OPS.release_device(device=nic)
+    assert nic.attached is None
 
 
 def test_a_domain_for_a_wider_unit_does_not_fit():

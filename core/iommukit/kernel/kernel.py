@@ -17,6 +17,9 @@ from iommukit.policy import DmaApiPolicy, Era
 DRIVERS_MANAGING_DMA = frozenset({"pcieport", "pci-stub", "vfio-pci", "vfio-platform", "vfio-fsl-mc", "mlx5-vfio-pci"})
 """Drivers with ``driver_managed_dma``: bound, they do not count as users of the DMA API."""
 
+HOST_BRIDGE = 0x0600
+"""Base class and subclass of host bridges: no driver ever binds to one."""
+
 KEYWORDS: dict[str, DomainType | None] = {
     "identity": DomainType.IDENTITY,
     "DMA": DomainType.DMA,
@@ -67,7 +70,7 @@ class Kernel:
         for device in system.present_devices():
             if device.facts.driver:
                 self.bind(system, device, device.facts.driver, managed=None)
-            elif drivers_loaded and device in candidates and device.group is None:
+            elif drivers_loaded and device in candidates and device.group is None and device.facts.class_code >> 8 != HOST_BRIDGE:
                 self.configure(system, device)
 
     def _probe(self, system: System, device: Device) -> Unit | None:

@@ -66,7 +66,7 @@ def read_platform(machine: Machine, boot: BootState) -> Platform:
     platform = Platform(facts.table, "DMAR" not in machine.firmware, facts.hardware, vtd_options(boot), facts.nodes, facts.others)
     platform.valid = _validate(facts.table, facts.words, boot.log)
     platform.parsed = _Parser(platform, facts.words, boot.log).run()
-    if platform.parsed and audits(boot):
+    if audits(boot):
         boot.log.extend(audit([unit.capabilities for unit in platform.active()], IRQ_AUDIT))
     return platform
 
@@ -143,15 +143,15 @@ class _Parser:
                 yield f"DMAR: RMRR base: {structure.base:#016x} end: {structure.end:#016x}"
                 if structure.base % PAGE or (structure.end + 1) % PAGE or structure.end <= structure.base:
                     yield f"{FIRMWARE_BUG}Your BIOS is broken; bad RMRR [{structure.base:#018x}-{structure.end:#018x}]"
-                self.platform.rmrrs.insert(0, structure)
+                self.platform.rmrrs.append(structure)
             case Atsr():
                 yield f"DMAR: ATSR flags: {structure.flags:#x}"
-                self.platform.atsrs.insert(0, structure)
+                self.platform.atsrs.append(structure)
             case Rhsa():
                 yield f"DMAR: RHSA base: {structure.address:#016x} proximity domain: {structure.proximity_domain:#x}"
             case Satc():
                 yield f"DMAR: SATC flags: {structure.flags:#x}"
-                self.platform.satcs.insert(0, structure)
+                self.platform.satcs.append(structure)
             case Andd():
                 yield f"DMAR: ANDD device: {structure.device_number:x} name: {structure.name}"
                 self.platform.andds.append(structure)
