@@ -243,7 +243,8 @@ class Device:
             return True
         domain = self.attached
         if domain is None:
-            return False
+            # In a kdump kernel the first mapping attaches the device, if the DMA API makes it (iommu_deferred_attach).
+            return None if self.attach_deferred and self.dma_ops is DmaOps.IOMMU else False
         if domain.type is DomainType.IDENTITY:
             return self.dma_ops is DmaOps.DIRECT
         if domain.type.uses_dma_api:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iommukit.errors import InputError
 from iommukit_oracle.recording import Recording
@@ -64,11 +64,12 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """A bind through sysfs; ``result`` is ``ok`` or an errno name."""
+    """A bind through sysfs; ``result`` is ``ok`` or an errno name, ``after`` the device's driver after it."""
 
     device: str
     driver: str
     result: str
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,12 @@ def parse_events(recording: Recording) -> list[Event]:
             event = reader(fields)
         except (IndexError, ValueError) as error:
             raise InputError(f"{text[:60]!r} is no event", source=recording.id, place=f"events[{number - 1}]") from error
-        if event is not None:
+        if event is None:
+            continue
+        last = events[-1] if events else None
+        if isinstance(last, Bind) and isinstance(event, Driver) and event.device == last.device:
+            events[-1] = replace(last, after=event.driver)
+        else:
             events.append(event)
     return events
 

@@ -1,9 +1,10 @@
 """In which order things happened in the guest.
 
-A recording keeps three lists, each in order: writes, events and snapshots.  How they interleave is not said, but each entry tells
-something of the state that it was made in: the drivers and members of a group, its type before a write, all groups of a
-snapshot.  The order sought is the one in which the fewest of these contradict what came before it.  A shortest path over (writes,
-events, snapshots) done so far finds it; where several are as good, the difference cannot be seen in the recording either.
+A recording keeps three lists, each in order: writes, events and snapshots.  How they interleave is not said.  Where the names of writes
+and snapshots are those of a guest script that is known (``SCRIPTS``), their order is.  For the rest, each entry tells something of the
+state that it was made in: the drivers and members of a group, its type before a write, all groups of a snapshot.  The order
+sought is the one in which the fewest of these contradict what came before.  A shortest path over (events, writes, snapshots) done so
+far finds it; where several are as good, the difference cannot be seen in the recording either.
 """
 
 from __future__ import annotations
@@ -224,10 +225,10 @@ def _consume_event(known: Known, event: Done) -> Step:
             before = known.drivers.get(device, driver)
             cost = 0 if before == driver or not driver else 2 if before else 1
             return cost, replace(known, drivers={**known.drivers, device: driver})
-        case Bind(device, driver, result):
+        case Bind(device, driver, result, after):
             before = known.drivers.get(device, "")
             if result != "ok":
-                return 0 if before or known.owned is not None else 2, known
+                return 0 if before == after else 2, replace(known, drivers={**known.drivers, device: after})
             return 2 if before else 0, replace(known, drivers={**known.drivers, device: driver})
         case Presence(device, present):
             without = {name: group for name, group in known.members.items() if name != device}
@@ -249,19 +250,60 @@ def _consume_event(known: Known, event: Done) -> Step:
     return 0, known
 
 
+# ---- what the guest scripts say --------------------------------------------------------------------------------------
+
+SCRIPTS = (
+    "single-nodrv syntax bridge-multi-nodrv multifn-multi-nodrv rootport-pcieport [after-nodrv] [drivers-loaded] bound-e1000e"
+    " bound-nvme nvme-unbound-again rebind/1 [nvme-rebound-identity] rebind/bound rebind/unbound [nvme-rebound-DMA]"
+    " rebind/bound-DMA-to-FQ rebind/bound-FQ-to-DMA rebind/bound-auto bound-pci-stub bound-vfio-pci multifn-one-of-two-vfio"
+    " multifn-one-vfio [end]",
+    "[drivers] bound-pci-stub bound-e1000e bound-nvme bridge-multi-bound single-nodrv nvme-unbound bridge-multi-unbound"
+    " multifn-one-bound multifn-multi-nodrv rebind/0 rebind/bound-DMA-to-FQ rebind/bound-FQ-to-DMA [end]",
+    "[drivers] bound-virtio single-nodrv rebind/0 rebind/bound-DMA-to-FQ rebind/bound-FQ-to-DMA s2 [slot2-off] [slot2-on] [end]",
+    "[h0] [h1-added] hp-identity [h2-identity] [h3-removed] [h4-other-device-added] edu-identity [h5-edu-removed] [h6-rescan]"
+    " [h7-one-member-left] half-group [h8-member-back] [h9-two-removed] [h10-rescan]",
+    "untrusted trusted-sibling untrusted-bound [port-removed] [port-back]",
+    "[drivers] untrusted-bound untrusted-unbound untrusted-port-unbound [end]",
+    "[vfio-bound] vfio-bound-not-owned [owned] vfio-owned [owned-removed] [owned-back] [end]",
+    "[start] [owned] [joined] joined-owned joined-released [end]",
+    "[before] before-join [before2] [joined] after-join-bound after-join [end]",
+)
+"""The order of writes and snapshots (in brackets) in the guest scripts that have both; a recording may lack some of them."""
+
+
+def snapshot_spans(writes: list[Writes], names: list[str]) -> list[tuple[int, int]]:
+    """For each snapshot, how many blocks of writes come before it: at least, at most.
+
+    A snapshot called ``end`` comes last in any script.
+    """
+    spans = [(len(writes), len(writes)) if name == "end" else (0, len(writes)) for name in names]
+    stems = [stem(block.first.tag) for block in writes]
+    wanted = {*stems, *(f"[{name}]" for name in names)}
+    for script in SCRIPTS:
+        position = {word: at for at, word in enumerate(script.split())}
+        if not wanted <= position.keys():
+            continue
+        places = [position[name] for name in stems]
+        if places == sorted(places):
+            before = [sum(place < position[f"[{name}]"] for place in places) for name in names]
+            return [(count, count) for count in before]
+    return spans
+
+
 # ---- the order -------------------------------------------------------------------------------------------------------
 
 Place = tuple[int, int, int]
 """How many events, writes and snapshots are done."""
 
 CONTRADICTION = 1_000_000
-"""Weight of one contradiction against the wish to put writes and snapshots early."""
+"""Weight of one contradiction against the likely places of writes and snapshots."""
 
 
 def timeline(recording: Recording) -> list[Item]:
     """All writes, events and snapshots in the likeliest order."""
     events, writes = done_events(recording), write_blocks(recording)
     snapshots = [Snapshot(name, groups) for name, groups in _later_snapshots(recording).items()]
+    spans = snapshot_spans(writes, [snapshot.name for snapshot in snapshots])
     goal = len(events), len(writes), len(snapshots)
     start = (0, 0, 0)
     came: dict[Place, tuple[Place, Item]] = {}
@@ -276,7 +318,7 @@ def timeline(recording: Recording) -> list[Item]:
         settled.add(place)
         if place == goal:
             break
-        for item, following, (against, known), late in _next(place, states[place], events, writes, snapshots):
+        for item, following, (against, known), late in _next(place, states[place], events, writes, snapshots, spans):
             total = cost + against * CONTRADICTION + late
             if following not in settled and total < best.get(following, total + 1):
                 best[following], states[following], came[following] = total, known, (place, item)
@@ -290,9 +332,14 @@ def timeline(recording: Recording) -> list[Item]:
 
 
 def _next(
-    place: Place, known: Known, events: list[Done], writes: list[Writes], snapshots: list[Snapshot]
+    place: Place,
+    known: Known,
+    events: list[Done],
+    writes: list[Writes],
+    snapshots: list[Snapshot],
+    spans: list[tuple[int, int]],
 ) -> Iterator[tuple[Item, Place, Step, int]]:
-    """What can come next, with its step and how late it comes."""
+    """What can come next, with its step and how far it is from where it is likely: writes early, snapshots after events."""
     done, written, seen = place
     if done < len(events):
         event = events[done]
@@ -301,7 +348,8 @@ def _next(
         else:
             step = _consume_event(known, event)
         yield event, (done + 1, written, seen), step, 0
-    if written < len(writes):
+    if written < len(writes) and all(written < most for _, most in spans[seen:]):
         yield writes[written], (done, written + 1, seen), _consume_writes(known, writes[written]), done
-    if seen < len(snapshots):
-        yield snapshots[seen], (done, written, seen + 1), _consume_snapshot(known, snapshots[seen]), done + written
+    if seen < len(snapshots) and written >= spans[seen][0]:
+        late = len(events) - done + written
+        yield snapshots[seen], (done, written, seen + 1), _consume_snapshot(known, snapshots[seen]), late

@@ -1,1 +1,4 @@
-"""The command line, one file a command."""
+"""The command line, one file a command.
+
+Everything but click is imported when a command runs, so that ``--help`` is quick.
+"""

@@ -239,7 +239,8 @@ class Kernel:
             raise IommuError("EACCES")
         if group.default_domain is None:
             raise IommuError("EINVAL", "no default domain")
-        keyword = keyword.removesuffix("\n")
+        # sysfs_streq: a text ends at a NUL, and one newline may follow it.
+        keyword = keyword.partition("\0")[0].removesuffix("\n")
         if keyword not in KEYWORDS:
             raise IommuError("EINVAL", f"no type {keyword!r}")
         self.change_type(system, group, keyword)

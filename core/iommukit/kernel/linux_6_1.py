@@ -181,6 +181,16 @@ class Linux61(Kernel):
 
     # ---- ownership ---------------------------------------------------------------------------------------------------
 
+    def blocking_domain(self, system: System, group: Group) -> Domain:
+        """As later, but a driver's NULL has no reason: ``EINVAL`` where neither kind is to be had."""
+        if group.blocking_domain is None:
+            device = group.devices[0]
+            domain = self.try_alloc(system, device, DomainType.BLOCKED) or self.try_alloc(system, device, DomainType.UNMANAGED)
+            if domain is None:
+                raise IommuError("EINVAL", "the driver can neither block nor translate")
+            group.blocking_domain = domain
+        return group.blocking_domain
+
     def is_default_domain(self, group: Group) -> bool:
         """6.1 also accepts one identity domain for another (a GPU driver swaps them)."""
         if group.domain is group.default_domain:

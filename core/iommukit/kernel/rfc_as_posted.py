@@ -50,9 +50,11 @@ class RfcAsPosted(Linux61Stable):
         return "lazy" if arch in ("x86_64", "s390x") else "strict"
 
     def device_mandatory(self, device: Device) -> int:
-        """A device's mandatory policy as a number."""
+        """A device's mandatory policy as a number; a driver without the operation has no opinion."""
         if device.untrusted:
             return DmaApiPolicy.STRICT
+        if "def_domain_type" not in device.system.vendor.ops.implemented:
+            return DmaApiPolicy.ANY
         return self.reads_answer[device_answer(device)]
 
     def group_mandatory(self, system: System, group: Group) -> int:

@@ -176,9 +176,8 @@ class System:
 
     def attach(self, device: Device, domain: Domain) -> None:
         """Put a device into a domain.  Raises the driver's ``IommuError`` with the device where it was."""
-        if "attach_dev" in self.vendor.ops.implemented:
-            self.vendor.ops.attach_dev(domain=domain, device=device)
-        else:
+        self.vendor.ops.attach_dev(domain=domain, device=device)
+        if "attach_dev" not in self.vendor.ops.implemented:
             device.attached = domain
         self.attaches += 1
 

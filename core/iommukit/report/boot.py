@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from iommukit.errors import InputError, NotApplicable
+from iommukit.errors import InputError
 from iommukit.kernel.profiles import get_kernel
 from iommukit.kernel.start import start_system
 from iommukit.kernel.system import System
@@ -43,7 +43,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class PredictedGroup:
-    """A group whose members are decided; ``number`` is ``None`` and ``type`` UNDECIDED where the ACS bits would have to be known."""
+    """A group with decided members; ``number`` is ``None`` and ``type`` UNDECIDED where unknown ACS bits would have to be known."""
 
     number: int | None
     type: str
@@ -389,33 +389,3 @@ def _number_differences(prediction: Prediction, observed: Sequence[frozenset[str
         was = numbers.get(frozenset(group.devices))
         if group.number is not None and was is not None and was != group.number:
             yield f"predicted group {group.number} for {listed(group.devices)}, was {was}"
-
-
-def captured_boots(machine: Machine, kernel: str | None, boot: BootSpec, given: Iterable[str]) -> list[CapturedBoot]:
-    """The boots to predict: those of the machine file with the fields of ``boot`` named in ``given`` and ``kernel`` put over them.
-
-    An observation counts only for the boot it was made of.  A machine without captured boots has one, under ``rfc`` unless said
-    otherwise.
-    """
-    overrides = {name: getattr(boot, name) for name in given}
-    found: dict[str, CapturedBoot] = {}
-    for base in machine.captured or (CapturedBoot(kernel="rfc"),):
-        changed = base.model_copy(update={"kernel": kernel or base.kernel, "boot": base.boot.model_copy(update=overrides)})
-        if (changed.kernel, changed.boot) != (base.kernel, base.boot):
-            changed = changed.model_copy(update={"observed": None})
-        found.setdefault(changed.model_dump_json(), changed)
-    return list(found.values())
-
-
-def realisable(
-    machine: Machine, captured: CapturedBoot, registry: VendorRegistry, vendors: Sequence[Vendor]
-) -> tuple[list[Prediction], dict[str, str]]:
-    """Predictions by every vendor that can realise the machine, and why the others cannot."""
-    predictions: list[Prediction] = []
-    refusals: dict[str, str] = {}
-    for vendor in vendors:
-        try:
-            predictions.append(predict(machine, captured, registry, vendor))
-        except NotApplicable as error:
-            refusals[vendor.name] = str(error)
-    return predictions, refusals

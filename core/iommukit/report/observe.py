@@ -13,7 +13,7 @@ from iommukit.scenario.result import StepResult
 class DeviceState:
     """One device at one moment.
 
-    ``dead`` says why a driver's DMA would fail, empty where it would not (or where an owner such as VFIO has blocked it on purpose);
+    ``dead`` says why a driver's DMA would fail; empty where it would not, or where an owner such as VFIO has blocked it on purpose.
     ``stuck``: nobody owns the group, and yet it is not in its default domain.
     """
 

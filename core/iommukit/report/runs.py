@@ -26,9 +26,9 @@ def run_case(
 ) -> Result:
     """Run and judge one scenario.
 
-    N/A where the scenario is another vendor's; XFAIL where the vendor declares that it breaks the scenario's rule, and FAIL where such
-    a case passes.  A plugin or a model that stops with an exception is a FAIL that says where.  Raises ``InputError``, naming the
-    scenario, for what the scenario or its machine gets wrong.
+    N/A where the scenario is another vendor's; XFAIL where the vendor declares that it breaks the scenario's rule, and FAIL where
+    such a case passes.  A plugin or a model that stops with an exception is a FAIL that says where.  Raises ``InputError``, naming
+    the scenario, for what the scenario or its machine gets wrong.
     """
     result = Result(scenario.scenario, kernel.name, vendor.name)
     if scenario.vendor not in (None, vendor.name):

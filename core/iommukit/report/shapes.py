@@ -5,10 +5,10 @@ Imported where shapes are needed as data; reports import it for type checking on
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 from pydantic import ConfigDict, with_config
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 OutcomeName = Literal["PASS", "FAIL", "XFAIL", "N/A", "UNDECIDED"]
 VerdictName = Literal["effective", "ineffective", "invalid", "unknown"]
@@ -231,11 +231,12 @@ class PredictionJson(TypedDict):
 
 @exact
 class BootsJson(TypedDict):
-    """What ``iommukit boot`` answers: a prediction for each boot and vendor, and why other vendors cannot."""
+    """What ``iommukit boot`` answers: a prediction for each boot and vendor, why other vendors cannot, and which plugins stopped."""
 
     machine: str
     predictions: list[PredictionJson]
     not_applicable: dict[str, str]
+    stopped: dict[str, str]
 
 
 @exact

@@ -16,6 +16,7 @@ class _Fault:
     error: IommuError
     device: str | None
     times: int
+    after: int
 
 
 class Faults:
@@ -24,9 +25,9 @@ class Faults:
     def __init__(self) -> None:
         self._pending: dict[str, list[_Fault]] = {}
 
-    def add(self, hook: str, error: IommuError, *, device: str | None = None, times: int = 1) -> None:
-        """Let the next ``times`` calls of a hook fail, for one device or for any."""
-        self._pending.setdefault(hook, []).append(_Fault(error, device, times))
+    def add(self, hook: str, error: IommuError, *, device: str | None = None, times: int = 1, after: int = 0) -> None:
+        """Let ``times`` calls of a hook fail once ``after`` of them have passed, for one device or for any."""
+        self._pending.setdefault(hook, []).append(_Fault(error, device, times, after))
 
     def clear(self) -> None:
         """Forget all faults."""
@@ -34,7 +35,11 @@ class Faults:
 
     def _strike(self, hook: str, device: Any) -> None:
         for fault in self._pending.get(hook, ()):
-            if fault.times and fault.device in (None, device.name):
+            if not fault.times or fault.device not in (None, device.name):
+                continue
+            if fault.after:
+                fault.after -= 1
+            else:
                 fault.times -= 1
                 raise IommuError(fault.error.name, "injected")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from functools import cached_property
 from typing import Any
 
@@ -55,12 +56,20 @@ class ReadStep(Strict):
 
 
 class InjectStep(Strict):
-    """Let the next call of a hook fail, as broken hardware or exhausted memory would."""
+    """Let the next calls of a hook fail, or those after some that pass, as broken hardware or exhausted memory would."""
 
     hook: str = Field(pattern=r"^(attach_dev|domain_alloc|flush_queue_options|probe_device|device_group)$")
-    error: str = "ENOMEM"
+    error: str = Field("ENOMEM", description="an errno name")
     device: str | None = Field(None, description="only for this device")
     times: int = Field(1, ge=1, le=1000)
+    after: int = Field(0, ge=0, le=1000, description="calls that pass first")
+
+    @field_validator("error")
+    @classmethod
+    def _errno(cls, value: str) -> str:
+        if not hasattr(errno, value):
+            raise ValueError(f"an errno name was expected, such as ENOMEM, got {value!r}")
+        return value
 
 
 class Step(Strict):

@@ -131,9 +131,7 @@ def early_quirks(machine: Machine, boot: BootState) -> None:
 @hookimpl
 def discover(machine: Machine, boot: BootState) -> Sequence[Unit]:
     """Bring the IOMMUs up; none with ``iommu=off``, ``amd_iommu=off`` or beside Stoney Ridge graphics."""
-    if DRIVER not in boot.options:
-        boot.options[DRIVER] = detect(machine, boot)
-    driver: AmdVi = boot.options[DRIVER]
+    driver: AmdVi = boot.options.get(DRIVER) or detect(machine, boot)
     return [Unit(iommu.name, VENDOR, state=AmdUnit(iommu, driver)) for iommu in bring_up(driver, boot)]
 
 

@@ -7,7 +7,6 @@ each device and each domain.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from iommukit.device import Device, Unit
 from iommukit.dma.setup import iommu_setup_dma_ops
@@ -23,7 +22,6 @@ from iommukit.regions import RegionType, ReservedRegion
 from iommukit_intel_vtd import hardware
 from iommukit_intel_vtd.capabilities import (
     CM,
-    DEFAULT_WIDTH,
     DMA_AUDIT,
     FSTS,
     IR,
@@ -35,8 +33,8 @@ from iommukit_intel_vtd.capabilities import (
     SSTS,
     audit,
     common,
-    large_pages,
 )
+from iommukit_intel_vtd.domains import PagingDomain, first_stage_by_default, fit, new_paging_domain
 from iommukit_intel_vtd.firmware import DMAR, Dmar
 from iommukit_intel_vtd.options import OPTIONS
 from iommukit_intel_vtd.parse import audits, read_platform
@@ -54,7 +52,6 @@ from iommukit_intel_vtd.synthetic import INTERRUPTS
 
 VENDOR = "intel_vtd"
 PLATFORM = "intel_vtd.platform"
-SIZE_4K = 1 << 12
 ISA_DMA = ReservedRegion(0, (1 << 24) - 1, RegionType.DIRECT_RELAXABLE)
 """What ISA devices such as a floppy drive reach without the DMA API (INTEL_IOMMU_FLOPPY_WA)."""
 
@@ -174,7 +171,7 @@ def discover(machine: Machine, boot: BootState) -> Sequence[Unit]:
     if not _initialise(platform, boot):
         boot.log.append("DMAR: Initialization failed")
         return ()
-    if any(unit.capabilities.has(CM) and not _first_stage_by_default(unit, boot) for unit in platform.active()):
+    if any(unit.capabilities.has(CM) and not first_stage_by_default(unit, boot) for unit in platform.active()):
         boot.log.append("DMAR: IOMMU batching disallowed due to virtualization")
         boot.set_dma_strict()
     boot.log.append("DMAR: Intel(R) Virtualization Technology for Directed I/O")
@@ -232,20 +229,6 @@ def _initialise(platform: Platform, boot: BootState) -> bool:
     return True
 
 
-def _first_stage_by_default(unit: RemappingUnit, boot: BootState, *, unmanaged: bool = False) -> bool:
-    """Whether a domain gets first-stage tables (``first_level_by_default``); before 7.2 all units decide together."""
-    if boot.era >= Era.V7_2:
-        words = [unit.capabilities]
-        scalable, unmanaged = unit.scalable, False
-    else:
-        words = [member.capabilities for member in unit.platform.active()]
-        scalable = unit.platform.options.scalable and common(words, SMTS)
-    first, second = common(words, FSTS), common(words, SSTS)
-    if not scalable:
-        return False
-    return first if first != second else not unmanaged
-
-
 # ---- devices ---------------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +283,7 @@ def is_attach_deferred(device: Device) -> bool:
 def capable(device: Device, capability: str) -> bool:
     """What the unit and the platform offer.
 
-    Interrupt remapping is answered in all releases; since 6.4 Linux asks the interrupt domain for it, with the same result.
+    Interrupt remapping is answered in all releases; later ones ask the interrupt domain for it, with the same result.
     """
     unit, era = _unit(device), device.system.boot.era
     match capability:
@@ -353,19 +336,9 @@ def prefer_dma_api_fq(device: Device) -> bool:
 # ---- domains ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, eq=False)
-class PagingDomain(Domain):
-    """A domain with page tables, of the first or the second stage."""
-
-    first_stage: bool = False
-
-
 @hookimpl
 def domain_alloc(device: Device, type: DomainType) -> Domain | None:
-    """The two static domains (blocked since 6.12), or page tables.
-
-    Before 7.2 tables start 57 bits wide and shrink to the unit when a device is attached.
-    """
+    """The two static domains (blocked since 6.12), or page tables."""
     unit, boot = _unit(device), device.system.boot
     if type is DomainType.IDENTITY:
         return unit.platform.identity
@@ -373,27 +346,7 @@ def domain_alloc(device: Device, type: DomainType) -> Domain | None:
         return unit.platform.blocked if boot.era >= Era.V6_12 else None
     if type is DomainType.PLATFORM or (type is DomainType.DMA_FQ and boot.era >= Era.V6_12):
         return None
-    first_stage = _first_stage_by_default(unit, boot, unmanaged=type is DomainType.UNMANAGED)
-    if boot.era >= Era.V7_2:
-        return PagingDomain(
-            type,
-            aperture=_aperture(unit.width, first_stage),
-            page_sizes=SIZE_4K | _large_pages([unit], first_stage),
-            generic_pt=True,
-            first_stage=first_stage,
-        )
-    return PagingDomain(type, aperture=_aperture(DEFAULT_WIDTH, False), page_sizes=SIZE_4K, first_stage=first_stage)
-
-
-def _aperture(width: int, first_stage: bool) -> tuple[int, int]:
-    """First-stage addresses are canonical: their upper half needs the uppermost bits set, so only the lower half is used."""
-    return 0, (1 << width - first_stage) - 1
-
-
-def _large_pages(units: Sequence[RemappingUnit], first_stage: bool) -> int:
-    if not units[0].platform.options.superpages:
-        return 0
-    return large_pages([unit.capabilities for unit in units], first_stage)
+    return new_paging_domain(type, unit, boot)
 
 
 @hookimpl
@@ -411,30 +364,9 @@ def attach_dev(domain: Domain, device: Device) -> None:
         )
         raise IommuError("EPERM", "firmware shares memory with the device")
     if isinstance(domain, PagingDomain):
-        _fit(domain, unit, device)
+        fit(domain, unit, device)
     device.attached = domain
 
 
 def _rmrr_locked(device: Device) -> bool:
     return not rmrr_is_relaxable(device.facts) and bool(_unit(device).platform.rmrrs_of(device))
-
-
-def _fit(domain: PagingDomain, unit: RemappingUnit, device: Device) -> None:
-    """Check that the unit can walk the domain's tables, and before 7.2 trim them to it (``prepare_domain_attach_device``)."""
-    boot = device.system.boot
-    if boot.era >= Era.V7_2:
-        sizes = SIZE_4K | _large_pages([unit], domain.first_stage)
-        if domain.aperture[1] > _aperture(unit.width, domain.first_stage)[1] or domain.page_sizes & ~sizes:
-            raise IommuError("EINVAL", "the domain's tables are not for this unit")
-        return
-    used = max((end + 1 for _, end in domain.direct), default=0)
-    if used > 1 << unit.width:
-        if boot.era >= Era.V6_12:
-            raise IommuError("EINVAL", "the domain holds addresses beyond the unit's width")
-        device.system.log(
-            f"{device.log_name}: DMAR: prepare_domain_attach_device: iommu width ({unit.width}) is not sufficient for the"
-            f" mapped address ({used:x})"
-        )
-        raise IommuError("EFAULT", "the domain holds addresses beyond the unit's width")
-    domain.aperture = _aperture(unit.width, domain.first_stage)
-    domain.page_sizes |= _large_pages(unit.platform.active(), domain.first_stage)

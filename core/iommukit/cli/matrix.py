@@ -1,0 +1,68 @@
+"""``iommukit matrix``."""
+
+from __future__ import annotations
+
+import click
+
+from iommukit.cli.options import (
+    KERNEL,
+    Target,
+    chosen_kernels,
+    chosen_scenarios,
+    chosen_vendors,
+    load_registry,
+    scenario_option,
+    vendor_option,
+)
+
+
+@click.command(
+    "matrix",
+    cls=Command,
+    examples=(
+        "iommukit matrix",
+        "iommukit matrix --kernel 6.1 --kernel rfc --vendor s390",
+        "iommukit matrix --html matrix.html --json matrix.json",
+    ),
+)
+@vendor_option
+@click.option("--kernel", "kernels", multiple=True, **KERNEL)
+@scenario_option
+@click.option("--json", "json_file", type=Target(), metavar="FILE", help="Write the matrix as JSON; - is standard output.")
+@click.option("--html", "html_file", type=Target(), metavar="FILE", help="Write one self-contained page; - is standard output.")
+@click.pass_context
+def command(
+    context: click.Context,
+    vendors: tuple[str, ...],
+    kernels: tuple[str, ...],
+    scenarios: tuple[str, ...],
+    json_file: str | None,
+    html_file: str | None,
+) -> int:
+    """What each kernel does with each scenario on each vendor.
+
+    Every combination runs once on the model.  The table has one line for all vendors and kernels that do the same; in its column
+    "differs", k says that kernels differ and v that vendors do.  With a file, only the summary is printed.  Exit code 1 if any case is
+    a FAIL.
+    """
+    from iommukit.cli.output import json_text, progress, show, write
+    from iommukit.report.matrix import build_matrix, matrix_page, summary_page
+
+    if json_file == html_file == "-":
+        raise click.UsageError("--json - and --html - cannot share standard output", context)
+    registry = load_registry(context, vendors)
+    columns, makers = chosen_kernels(kernels), chosen_vendors(registry, vendors)
+    rows = chosen_scenarios(scenarios)
+    with progress(len(rows) * len(columns) * len(makers), "matrix") as tick:
+        matrix = build_matrix(rows, columns, makers, registry, tick=tick)
+    if json_file is not None:
+        write(json_file, json_text(matrix.to_json()))
+    if html_file is not None:
+        from iommukit.report.html import matrix_html
+
+        write(html_file, matrix_html(matrix))
+    if "-" not in (json_file, html_file):
+        if json_file is None and html_file is None:
+            show(matrix_page(matrix))
+        show(summary_page(matrix))
+    return int(matrix.failed)

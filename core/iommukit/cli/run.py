@@ -1,0 +1,74 @@
+"""``iommukit run``."""
+
+from __future__ import annotations
+
+import click
+
+from iommukit.cli.options import (
+    KERNEL,
+    Command,
+    chosen_kernels,
+    chosen_scenarios,
+    chosen_vendors,
+    json_flag,
+    load_registry,
+    vendor_option,
+)
+
+FEW = 12
+"""Up to this many runs are told in full."""
+
+
+@click.command(
+    "run",
+    cls=Command,
+    examples=(
+        "iommukit run live-switch.yaml",
+        "iommukit run scenarios/ --kernel 6.1 --kernel 6.12 --vendor intel_vtd",
+        "iommukit run scenarios/ --json | jq .outcome",
+    ),
+)
+@click.argument("scenarios", nargs=-1, required=True, metavar="SCENARIO...")
+@click.option("--kernel", "kernels", multiple=True, **{**KERNEL, "help": f"{KERNEL['help']}  Default: rfc."})
+@vendor_option
+@click.option("--full/--short", default=None, help=f"Tell every run in full, or in one line.  Default: in full up to {FEW} runs.")
+@json_flag
+@click.pass_context
+def command(
+    context: click.Context,
+    scenarios: tuple[str, ...],
+    kernels: tuple[str, ...],
+    vendors: tuple[str, ...],
+    full: bool | None,
+    as_json: bool,
+) -> int:
+    """Play scenarios and judge them.
+
+    SCENARIO is a file or a folder.  A run is told step by step: what was done, what the kernel answered and printed, what was
+    expected.  Beyond a few runs each is one line, and a FAIL is told in full.  With --json each result is one line.  Exit code 1 if
+    any run is a FAIL.
+    """
+    from iommukit.cli.output import show, show_json
+    from iommukit.kernel.profiles import DEFAULT
+    from iommukit.report.runs import run_cases, worst
+    from iommukit.report.transcript import short_page, tally, transcript
+    from iommukit.scenario.result import Outcome
+
+    registry = load_registry(context, vendors)
+    played, makers = chosen_kernels(kernels, [DEFAULT]), chosen_vendors(registry, vendors)
+    loaded = chosen_scenarios(scenarios)
+    many = len(loaded) * len(played) * len(makers) > FEW if full is None else not full
+    results = []
+    for scenario, result in run_cases(loaded, played, makers, registry):
+        results.append(result)
+        if as_json:
+            show_json(result.to_json(), one_line=True)
+            continue
+        brief = many and result.outcome is not Outcome.FAIL
+        page = short_page(scenario, result) if brief or result.boot is None else transcript(scenario, result)
+        if not brief:
+            page.blank()
+        show(page)
+    if not as_json and len(results) > 1:
+        show(tally(results))
+    return worst(results)
