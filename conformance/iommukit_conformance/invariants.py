@@ -70,8 +70,8 @@ class Moment:
 
     @property
     def writes(self) -> str | None:
-        """The keyword that this step has written, if it is a write."""
-        return self.spec.write.type if self.spec is not None and self.spec.write is not None else None
+        """The keyword that this step has written, if it is a write; one newline belongs to the file, not to the word."""
+        return self.spec.write.type.removesuffix("\n") if self.spec is not None and self.spec.write is not None else None
 
     @property
     def written(self) -> Group | None:
@@ -156,7 +156,7 @@ def equal_write_is_nothing(moment: Moment) -> Findings:
     if moment.step is None or moment.step.result != "ok" or group is None or moment.writes is None:
         return
     before = moment.before.get(group.id)
-    if before is None or TYPE_OF.get(SYSFS_POLICY[moment.writes]) != before.type:
+    if before is None or TYPE_OF.get(SYSFS_POLICY.get(moment.writes, DmaApiPolicy.ANY)) != before.type:
         return
     text = f"writing {moment.writes!r} to group {group.id}, which is {before.type},"
     yield hold(group.default_domain is before.default, f"{text} replaced its domain")

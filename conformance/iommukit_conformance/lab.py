@@ -7,7 +7,6 @@ import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from iommukit.device import Device
@@ -45,10 +44,13 @@ class Run:
 
     scenario: Scenario
     result: Result | None
+    """The judged result; ``None`` after a crash."""
     findings: tuple[Finding, ...]
     checked: Counter[str]
-    reason: str = ""
-    """Why there is no result."""
+    crash: tuple[Finding, ...] = ()
+    """What a crash says of the driver."""
+    fault: str = ""
+    """What is wrong with the scenario or the model."""
 
 
 class Bench:
@@ -80,6 +82,8 @@ class Lab:
         self.kernel = kernel
         self._machines: dict[str, Machine] = {}
         self._runs: dict[str, Run] = {}
+        self.scenarios_too = True
+        """Watched rules are watched in the shipped scenarios as well, not only in drills."""
 
     # ---- questions ---------------------------------------------------------------------------------------------------
 
@@ -165,17 +169,18 @@ class Lab:
     def _run(self, scenario: Scenario) -> Run:
         recorder = self.recorder
         recorder.begin()
-        result, reason = None, ""
-        crash: list[Finding] = []
+        result, crash, fault = None, [], ""
         try:
             watch = Watch(scenario, recorder, self.kernel.name)
             result = judge(scenario, execute(scenario, self.kernel, self.vendor, self.registry, watchers=(watch,)))
         except Exception as error:
-            crash = self.blame(error)
-            reason = f"{type(error).__name__}: {error}"
-        where = f"{scenario.scenario}, " if scenario.scenario else ""
-        found = tuple(Finding(each.rule, where + each.text) for each in dict.fromkeys((*recorder.findings, *crash)))
-        return Run(scenario, result, found, recorder.checked, reason)
+            try:
+                crash = self.blame(error)
+            except HarnessFault as known:
+                fault = str(known)
+        found = dict.fromkeys((*recorder.findings, *crash))
+        named = tuple(Finding(each.rule, f"{scenario.scenario}, {each.text}") for each in found)
+        return Run(scenario, result, named, recorder.checked, tuple(crash), fault)
 
     # ---- blame -------------------------------------------------------------------------------------------------------
 

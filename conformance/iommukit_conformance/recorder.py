@@ -39,6 +39,23 @@ MAY_REFUSE = frozenset({"probe_device", "device_group", "flush_queue_options", "
 MAY_ATTACH = frozenset({"attach_dev", "set_dev_blocked", "release_device"})
 """Hooks that may change ``device.attached``."""
 
+HEARD: dict[str, str | None] = {
+    CRASH_RULE: None,
+    "DRV-10": "probe_device",
+    "DRV-15": None,
+    "DRV-17": None,
+    "DRV-20": "def_domain_type",
+    "DRV-30": "domain_alloc",
+    "DRV-31": "domain_alloc",
+    "DRV-34": "attach_dev",
+    "DRV-35": "attach_dev",
+    "DRV-38": "domain_alloc",
+    "DRV-40": "flush_queue_options",
+    "DRV-50": "get_resv_regions",
+    "DRV-60": "device_group",
+}
+"""The rules that are heard in a driver's answers, and the hook without which there is nothing to hear."""
+
 Wrapper = Generator[None, Any, Any]
 
 

@@ -1,7 +1,7 @@
 """The guest's event lines, parsed.
 
-Each is ``@TAG|field|…``; the guest printed them in the order in which things happened, except for kernel lines (``@N``, ``@X``), which
-it printed later in one go.
+Each is ``@TAG|field|…``; the guest printed them in the order in which things happened, except for kernel lines (``@N``,
+``@X``), which it printed later in one go.
 
 | line | means |
 |---|---|
@@ -13,7 +13,8 @@ it printed later in one go.
 | ``@R|writes|…``, ``@R|binds|…`` | counts of two processes that raced each other |
 | ``@R|name|rc:text`` | the outcome of a single experiment |
 | ``@F|tag|driver|type=…|outcome`` | a functional test of the device that the driver has, with the type of its group |
-| ``@N|[time] line``, ``@X|tag|[time] line`` | kernel lines since the last time; an ``@X`` belongs to the test or snapshot of that tag |
+| ``@N|[time] line`` | a kernel line since the last time |
+| ``@X|tag|[time] line`` | the same; it belongs to the test or snapshot of that tag |
 """
 
 from __future__ import annotations
@@ -64,12 +65,12 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """A bind through sysfs; ``result`` is ``ok`` or an errno name, ``after`` the device's driver after it."""
+    """A bind through sysfs; ``result`` is ``ok`` or an errno name, ``after`` the device's driver after it, if it was looked at."""
 
     device: str
     driver: str
     result: str
-    after: str = ""
+    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def parse_events(recording: Recording) -> list[Event]:
         if event is None:
             continue
         last = events[-1] if events else None
-        if isinstance(last, Bind) and isinstance(event, Driver) and event.device == last.device:
+        if isinstance(last, Bind) and last.after is None and isinstance(event, Driver) and event.device == last.device:
             events[-1] = replace(last, after=event.driver)
         else:
             events.append(event)

@@ -5,9 +5,11 @@ Each is recognised by what was recorded, never by a recording's name.  A differe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from iommukit_oracle.logs import NOT_MODELLED
 from iommukit_oracle.observations import Observation
 from iommukit_oracle.recording import Recording
 
@@ -21,7 +23,37 @@ class KnownDifference:
     applies: Callable[[Recording, Observation], bool]
 
 
-KNOWN_DIFFERENCES: tuple[KnownDifference, ...] = ()
+def _integrated_graphics(recording: Recording) -> bool:
+    """An Intel display device on the root bus, or the option for it, under a kernel as Debian builds it."""
+    display = any(
+        entry.ids.startswith("8086:") and entry.class_code.startswith("0x03") and entry.bdf.startswith("0000:00:")
+        for entry in recording.functions
+    )
+    return not recording.kernel.startswith("rfc") and (display or "intgpu_off" in recording.cmdline)
+
+
+def _about_integrated_graphics(recording: Recording, seen: Observation) -> bool:
+    if recording.vendor != "intel_vtd" or not _integrated_graphics(recording):
+        return False
+    about = f"{seen.expected} {seen.got}"
+    return seen.kind == "type" or "intgpu" in about or "integrated" in about.lower()
+
+
+def _line_like(pattern: re.Pattern[str]) -> Callable[[Recording, Observation], bool]:
+    return lambda recording, seen: seen.kind == "log" and pattern.search(seen.expected.strip('"')) is not None
+
+
+KNOWN_DIFFERENCES: tuple[KnownDifference, ...] = (
+    KnownDifference(
+        "debian-integrated-graphics",
+        "Debian's kernels have an option of their own, on by default, that gives integrated graphics an identity domain",
+        _about_integrated_graphics,
+    ),
+    *(
+        KnownDifference("not-modelled", f"the model prints no lines about {subject}", _line_like(pattern))
+        for pattern, subject in NOT_MODELLED
+    ),
+)
 
 
 def known_reason(recording: Recording, seen: Observation) -> str | None:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-NOT_MODELLED: tuple[tuple[str, str], ...] = (
-    (r"Adding to iommu group|Removing from iommu group", "group numbers and members are compared themselves"),
-    (r"^ACPI: ", "tables as such"),
-    (r"^DMAR-IR: |Interrupt remapping enabled|IRT cache is disabled", "interrupt remapping"),
-    (r"^DMAR: (Host address width|DRHD base|dmar\d+: reg_base_addr|RMRR base|ATSR flags)", "a table as it is read"),
-    (r"^DMAR: \[Firmware Bug\]", "a region that firmware has not reserved in its memory map"),
-    (r"^DMAR: DRHD: handling fault status", "a fault"),
-    (r"AMD-Vi: (AMD IOMMUv2|Using global IVHD|Extended features|Found IOMMU cap)", "a feature register as it is read"),
-    (r"AMD IOMMUv2", "an AMD driver for process address spaces that also says where it finds nothing"),
-    (r"^software IO TLB: ", "bounce buffers"),
-    (r"^Malformed early option", "the parser of early options"),
-    (r"^Unknown kernel command line parameters|^    iommu=", "the kernel's list of options that nobody reads"),
-    (r"^(RIP|CPU|Call Trace|Modules linked in|Code|Hardware name)\b|^ |^---|^R[A-Z0-9]{2}: |^[CF]S: |^CR\d: ", "a stack trace"),
-    (r"callbacks suppressed$", "printk's own"),
+NOT_MODELLED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), subject)
+    for pattern, subject in (
+        (r"Adding to iommu group|Removing from iommu group", "groups, which are compared themselves"),
+        (r"^ACPI: ", "ACPI tables as such"),
+        (r"^DMAR-IR: |Interrupt remapping enabled|IRT cache is disabled", "interrupt remapping"),
+        (r"^DMAR: (Host address width|DRHD base|dmar\d+: reg_base_addr|RMRR base|ATSR flags)", "a DMAR table as it is read"),
+        (r"^DMAR: \[Firmware Bug\]", "memory that firmware has not reserved in its memory map"),
+        (r"^DMAR: DRHD: handling fault status|^DMAR: \[DMA (Read|Write)", "DMA faults"),
+        (r"AMD-Vi: (Using global IVHD|Extended features)|Found IOMMU cap", "AMD registers as they are read"),
+        (r"AMD IOMMUv2", "AMD's driver for process address spaces, which Debian builds in"),
+        (r"^software IO TLB: ", "bounce buffers"),
+        (r"^Unknown kernel command line parameters|^    \S", "the kernel's list of options that nobody reads"),
+        (r"^(RIP|CPU|Call Trace|Modules linked in|Code|Hardware name)\b|^ |^---|^R[A-Z0-9]{2}: |^[CF]S: |^CR\d: ", "stack traces"),
+        (r"callbacks suppressed$", "printk itself"),
+    )
 )
-"""Lines that the model does not print, with what they are about."""
+"""Lines that the model does not print, and what they are about."""
 
-_NOT_MODELLED = re.compile("|".join(f"(?:{pattern})" for pattern, _ in NOT_MODELLED))
+_NOT_MODELLED = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, _ in NOT_MODELLED))
 _ABOUT_DMA = re.compile(r"iommu|DMAR|AMD-Vi|smmu|domain|DMA API|Firmware has requested|WARNING", re.IGNORECASE)
 _WARNING = re.compile(r"^WARNING: .* ([a-z0-9_]+)\+0x[0-9a-f]+/0x[0-9a-f]+.*$")
-_BROKEN_FIRMWARE = re.compile(r"^Your BIOS is broken;.*RMRR")
 
 
 def modelled(lines: Iterable[str]) -> list[str]:
@@ -34,20 +35,36 @@ def modelled(lines: Iterable[str]) -> list[str]:
     return [_WARNING.sub(r"WARNING: at \1", line) for line in lines if not _NOT_MODELLED.search(line)]
 
 
+def policy_lines(printed: Sequence[str], policy: Iterable[str]) -> list[str]:
+    """The lines of a boot that are to be compared: those that the model answers for, and all that tell of policy.
+
+    ``policy`` is the recording's own selection, without trailing blanks; such a line is compared even if the model never prints it.
+    """
+    chosen = set(policy)
+    kept = [line for line in printed if line.strip() in chosen or not _NOT_MODELLED.search(line)]
+    return [_WARNING.sub(r"WARNING: at \1", line) for line in kept]
+
+
 def about_dma(lines: Iterable[str]) -> list[str]:
     """Of a mixed log, the lines that the model answers for."""
     return [line for line in modelled(lines) if _ABOUT_DMA.search(line)]
 
 
-def compare_logs(recorded: Sequence[str], printed: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Line by line what the kernel has and what the model has, in order; ``nothing`` where one has no such line."""
-    matcher = difflib.SequenceMatcher(a=recorded, b=printed, autojunk=False)
-    for operation, first, last, start, end in matcher.get_opcodes():
-        if operation == "equal":
-            yield from ((shown(line), shown(line)) for line in recorded[first:last])
-            continue
-        yield from ((shown(line), "nothing") for line in recorded[first:last])
-        yield from (("nothing", shown(line)) for line in printed[start:end])
+def compare_lines(recorded: Iterable[str], printed: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each line of the kernel and of the model beside each other, ``nothing`` where one lacks it; order does not count."""
+    left = Counter(list(printed))
+    for line in recorded:
+        yield shown(line), shown(line) if left[line] else "nothing"
+        left[line] -= left[line] > 0
+    for line in left.elements():
+        yield "nothing", shown(line)
+
+
+def compare_order(recorded: Sequence[str], printed: Sequence[str]) -> tuple[str, str]:
+    """The lines that both have, in the order of each."""
+    both = set(recorded).intersection(printed)
+    one, other = ([line for line in dict.fromkeys(lines) if line in both] for lines in (recorded, printed))
+    return "; ".join(one), "; ".join(other)
 
 
 def shown(line: str) -> str:

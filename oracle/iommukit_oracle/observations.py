@@ -25,7 +25,8 @@ class Verdict(enum.Enum):
 class Observation:
     """One thing that a real kernel did, and what the model makes of it.
 
-    ``kind``: ``log``, ``group``, ``type``, ``regions``, ``write``, ``write log``, ``bind``, ``claim``, ``dma`` or ``race``.
+    ``kind``: ``log``, ``log order``, ``group``, ``type``, ``regions``, ``write``, ``write log``, ``bind``, ``claim``, ``dma`` or
+    ``race``.
     """
 
     kind: str
@@ -94,7 +95,7 @@ def summary(replays: Iterable[Replay]) -> str:
     total = sum(counts.values(), Counter[Verdict]())
     rows.append(("all", "", str(sum(boots.values())), *(str(total[verdict]) for verdict in COLUMNS)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(_cell(text, width, at) for at, (text, width) in enumerate(zip(row, widths, strict=True))) for row in rows)
+    return "\n".join("  ".join(map(_cell, row, widths, range(len(row)))) for row in rows)
 
 
 def _cell(text: str, width: int, column: int) -> str:

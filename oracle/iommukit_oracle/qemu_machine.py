@@ -7,9 +7,7 @@ showed: the capability words of the IOMMU, the memory that firmware tables reser
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from iommukit.device import DeviceKind
@@ -17,6 +15,17 @@ from iommukit.errors import InputError
 from iommukit.kernel.cmdline import split_cmdline
 from iommukit.machine.model import BootSpec, DeviceSpec, Machine
 from iommukit_oracle.events import hotplugged
+from iommukit_oracle.qemu_arguments import (
+    BRIDGES,
+    HAS_ACS,
+    QemuArguments,
+    QemuDevice,
+    Slot,
+    bus_below,
+    kind_of,
+    parse_qemu_arguments,
+    place_devices,
+)
 from iommukit_oracle.recording import GroupEntry, PciEntry, Recording
 
 ARCH = {"amd64": "x86_64", "arm64": "aarch64", "s390x": "s390x"}
@@ -31,178 +40,11 @@ ACS = ("SV", "RR", "CR", "UF")
 EXTERNAL_PORT = "0000:00:06.0"
 """The port that the project's own tables (``extport.asl``, ``virt-ext.dts``) call external-facing."""
 
-NPCACHE = 1 << 26
-"""NpCache in the AMD capability header (AMD I/O Virtualization Technology Specification, 3.2.1)."""
-
-
-# ---- QEMU's command line ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class QemuDevice:
-    """One ``-device``: QEMU's name for the model and its properties."""
-
-    model: str
-    properties: dict[str, str]
-
-    def on(self, name: str) -> bool:
-        """Whether a boolean property is given as on."""
-        return self.properties.get(name) in ("on", "true", "yes")
-
-
-@dataclass(slots=True)
-class QemuArguments:
-    """The part of a QEMU command line that makes the machine."""
-
-    machine: dict[str, str] = field(default_factory=dict)
-    """Properties of ``-M``; the type itself is under the empty name."""
-    devices: list[QemuDevice] = field(default_factory=list)
-    tables: list[str] = field(default_factory=list)
-    """File names of further ACPI tables, and of a device tree."""
-    memory: int = 128 << 20
-    """Bytes."""
-
-    def device(self, model: str) -> QemuDevice | None:
-        """The first device of a model."""
-        return next((device for device in self.devices if device.model == model), None)
-
-
-def parse_qemu_arguments(recording: Recording) -> QemuArguments:
-    """Read ``qemu_args``.  Raises ``InputError`` where they are no command line."""
-    try:
-        words = shlex.split(recording.qemu_args)
-    except ValueError as error:
-        raise InputError(f"is no command line: {error}", source=recording.id, place="qemu_args") from error
-    found = QemuArguments()
-    for option, value in zip(words, words[1:], strict=False):
-        reader = _OPTIONS.get(option)
-        if reader is not None:
-            try:
-                reader(found, value)
-            except ValueError as error:
-                raise InputError(f"{option} {value}: {error}", source=recording.id, place="qemu_args") from error
-    return found
-
-
-def _properties(text: str, first: str) -> dict[str, str]:
-    parts = text.split(",")
-    named = [part if "=" in part else f"{first}={part}" if index == 0 else f"{part}=on" for index, part in enumerate(parts)]
-    return dict(part.partition("=")[::2] for part in named)
-
-
-def _machine(found: QemuArguments, value: str) -> None:
-    found.machine = _properties(value, "")
-
-
-def _device(found: QemuArguments, value: str) -> None:
-    properties = _properties(value, "driver")
-    found.devices.append(QemuDevice(properties.pop("driver", ""), properties))
-
-
-def _table(found: QemuArguments, value: str) -> None:
-    found.tables.append(_properties(value, "file").get("file", ""))
-
-
-def _memory(found: QemuArguments, value: str) -> None:
-    size = _properties(value, "size").get("size", "")
-    unit = {"K": 10, "M": 20, "G": 30}.get(size[-1:].upper(), 20)
-    found.memory = int(size.rstrip("KMGkmg")) << unit
-
-
-_OPTIONS: dict[str, Callable[[QemuArguments, str], None]] = {
-    "-M": _machine,
-    "-machine": _machine,
-    "-device": _device,
-    "-acpitable": _table,
-    "-dtb": _table,
-    "-m": _memory,
-}
-
-# ---- where devices sit -----------------------------------------------------------------------------------------------
-
-BRIDGES = {
-    "pcie-root-port": DeviceKind.ROOT_PORT,
-    "ioh3420": DeviceKind.ROOT_PORT,
-    "x3130-upstream": DeviceKind.UPSTREAM_PORT,
-    "xio3130-downstream": DeviceKind.DOWNSTREAM_PORT,
-    "pcie-pci-bridge": DeviceKind.PCIE_TO_PCI_BRIDGE,
-    "pci-bridge": DeviceKind.PCI_BRIDGE,
-    "i82801b11-bridge": DeviceKind.PCI_BRIDGE,
-}
-EXPRESS = frozenset({"e1000e", "nvme", "igb", "bochs-display", "qemu-xhci", "nec-usb-xhci", "megasas-gen2", "mptsas1068", "pvscsi"})
-"""Models with the PCI Express capability wherever their bus has it; on the root bus they are integrated endpoints."""
-HAS_ACS = frozenset({"pcie-root-port"})
-"""Models with the access control capability, unless ``disable-acs=on``."""
-NO_FUNCTION = frozenset({"intel-iommu", "zpci", "virtio-iommu-device"})
-"""Models that are no PCI functions, or are described by others."""
 CHIPSET_SLOT = "0000:00:1f."
 """The q35 chipset's functions, all with the multifunction bit."""
 
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A QEMU device with its address; ``parent`` is the bridge's address."""
-
-    device: QemuDevice
-    address: str
-    parent: str | None
-
-
-def place_devices(arguments: QemuArguments) -> dict[str, Slot]:
-    """Give each PCI device its address, as QEMU and the firmware do.
-
-    QEMU gives a device without ``addr`` the first free slot; buses are numbered depth first in the order of the bridges' slots.
-    """
-    slots = _slots(arguments.devices)
-    children: dict[str, list[tuple[tuple[int, int], QemuDevice]]] = {}
-    for device, bus, place in slots:
-        children.setdefault(bus, []).append((place, device))
-    placed: dict[str, Slot] = {}
-    numbers = iter(range(1, 256))
-
-    def walk(bus: str, number: int, parent: str | None) -> None:
-        for (slot, function), device in sorted(children.get(bus, ()), key=lambda child: child[0]):
-            address = f"0000:{number:02x}:{slot:02x}.{function}"
-            placed[address] = Slot(device, address, parent)
-            if device.model in BRIDGES:
-                walk(device.properties.get("id", address), next(numbers), address)
-
-    walk(ROOT_BUS, 0, None)
-    return placed
-
-
-ROOT_BUS = "pcie.0"
-
-
-def _slots(devices: list[QemuDevice]) -> list[tuple[QemuDevice, str, tuple[int, int]]]:
-    """Each PCI device with its bus and its slot and function there."""
-    found = []
-    used: dict[str, set[int]] = {ROOT_BUS: {0}}
-    for device in devices:
-        if device.model in NO_FUNCTION:
-            continue
-        bus = device.properties.get("bus", ROOT_BUS)
-        taken = used.setdefault(bus, set())
-        written = device.properties.get("addr")
-        if written:
-            slot, _, function = written.partition(".")
-            place = int(slot, 16), int(function or "0", 16)
-        else:
-            place = next(slot for slot in range(32) if slot not in taken), 0
-        taken.add(place[0])
-        found.append((device, bus, place))
-    return found
-
-
-def _kind(slot: Slot, placed: dict[str, Slot]) -> DeviceKind:
-    model = slot.device.model
-    if model in BRIDGES:
-        return BRIDGES[model]
-    above = BRIDGES.get(placed[slot.parent].device.model) if slot.parent else None
-    express = model in EXPRESS or (model.startswith("virtio-") and above is not None)
-    if not express or above in (DeviceKind.PCIE_TO_PCI_BRIDGE, DeviceKind.PCI_BRIDGE):
-        return DeviceKind.CONVENTIONAL
-    return DeviceKind.INTEGRATED_ENDPOINT if above is None else DeviceKind.ENDPOINT
+NPCACHE = 1 << 26
+"""NpCache in the AMD capability header (AMD I/O Virtualization Technology Specification, 3.2.1)."""
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------
@@ -233,7 +75,8 @@ def machine_of(recording: Recording) -> Machine:
 def boot_of(recording: Recording) -> BootSpec:
     """How the recorded kernel was built and started.
 
-    Debian builds with the Intel IOMMU on; the builds of the posted patch leave it off.  Drivers are bound by the machine or by steps.
+    Debian builds with the Intel IOMMU on; the builds of the posted patch leave it off.  Drivers are bound by the machine or by
+    steps.
     """
     config = {"INTEL_IOMMU_DEFAULT_ON": not recording.kernel.startswith("rfc")}
     return BootSpec(cmdline=recording.cmdline, drivers="none", config=config)
@@ -252,6 +95,7 @@ def _functions(recording: Recording, arguments: QemuArguments) -> Iterator[Devic
     reserved = _firmware_regions(recording)
     bound_later = {address for _, address in binds_at_boot(recording)}
     there: set[str] = set()
+    bridges = [address for address, slot in placed.items() if slot.device.model in BRIDGES]
     for entry in recording.functions:
         slot = placed.get(entry.bdf)
         there.add(entry.bdf)
@@ -261,7 +105,7 @@ def _functions(recording: Recording, arguments: QemuArguments) -> Iterator[Devic
     for address, model in hotplugged(recording):
         if address not in there:
             there.add(address)
-            parent = next((bridge for bridge in placed if _bus_below(recording, placed, bridge) == address[5:7]), None)
+            parent = next((bridge for bridge in bridges if bus_below(placed, bridge) == address[5:7]), None)
             slot = Slot(QemuDevice(model, {}), address, parent)
             entry = PciEntry.model_validate({"bdf": address, "id": "0000:0000"})
             yield _spec(entry, slot, placed, acs, {"present": False, "reserved": reserved.get(address, ())})
@@ -278,27 +122,16 @@ def _spec(entry: PciEntry, slot: Slot | None, placed: dict[str, Slot], acs: tupl
         **extra,
     }
     if slot is not None:
-        fields["kind"] = _kind(slot, placed)
+        fields["kind"] = kind_of(slot, placed)
         fields["multifunction"] = slot.device.on("multifunction")
         fields["parent"] = slot.parent
         if slot.device.model in BRIDGES:
-            fields["buses"] = _number_below(placed, slot)
+            fields["buses"] = bus_below(placed, slot.address)
         if slot.device.model in HAS_ACS and not slot.device.on("disable-acs"):
             fields["acs"] = acs
         if slot.device.on("ats"):
             fields["capabilities"] = ("ats",)
     return DeviceSpec.model_validate(fields)
-
-
-def _number_below(placed: dict[str, Slot], bridge: Slot) -> str:
-    """The bus below a bridge, two hexadecimal digits: buses are numbered in the order of ``placed``."""
-    bridges = [address for address, slot in placed.items() if slot.device.model in BRIDGES]
-    return f"{bridges.index(bridge.address) + 1:02x}"
-
-
-def _bus_below(recording: Recording, placed: dict[str, Slot], address: str) -> str | None:
-    slot = placed[address]
-    return _number_below(placed, slot) if slot.device.model in BRIDGES else None
 
 
 def _acs_requested(recording: Recording) -> bool:
@@ -452,7 +285,8 @@ HARDWARE: dict[str, Callable[[Recording, QemuArguments], dict[str, Any]]] = {
 
 def _zpci(recording: Recording, arguments: QemuArguments) -> Iterator[DeviceSpec]:
     """s390: each function is its own segment, whose number is QEMU's ``uid``."""
-    fids = {int(d.properties["uid"], 0): int(d.properties["fid"], 0) for d in arguments.devices if {"uid", "fid"} <= d.properties.keys()}
+    numbered = [device.properties for device in arguments.devices if {"uid", "fid"} <= device.properties.keys()]
+    fids = {int(properties["uid"], 0): int(properties["fid"], 0) for properties in numbered}
     for entry in recording.functions:
         fid = fids.get(int(entry.bdf[:4], 16))
         yield DeviceSpec.model_validate(

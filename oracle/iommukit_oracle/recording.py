@@ -78,8 +78,8 @@ class GroupEntry(_Entry):
 class WriteEntry(_Entry):
     """One write to a group's ``type``.
 
-    ``wrote`` is the text, written with a newline; after ``raw:`` it is a format of ``printf`` and no newline is added.  ``result`` is
-    ``ok`` or the error text.
+    ``wrote`` is the text, written with a newline; after ``raw:`` it is a format of ``printf`` and no newline is added.
+    ``result`` is ``ok`` or the error text.
     """
 
     tag: str = ""

@@ -23,7 +23,7 @@ from iommukit.scenario.result import UNDECIDED, StepResult
 from iommukit.vendors import VendorRegistry
 from iommukit_oracle.events import SOME_ERROR, Bind, Driver, OpenWrite, Owned, Presence, Race, errno_of
 from iommukit_oracle.known import known_reason
-from iommukit_oracle.logs import about_dma, compare_logs, modelled, shown
+from iommukit_oracle.logs import about_dma, compare_lines, compare_order, modelled, policy_lines
 from iommukit_oracle.observations import Observation, Replay, Verdict, summary
 from iommukit_oracle.qemu_machine import binds_at_boot, boot_of, machine_of, profile_of
 from iommukit_oracle.recording import GroupEntry, Recording, WriteEntry, iter_recordings, recording_files
@@ -67,6 +67,8 @@ class _Session:
         self.steps: list[Step] = []
         self.grouped: set[str] = {device for group in recording.groups for device in group.devices}
         """The devices that have a group, as far as the recording has told."""
+        self.told: dict[str, str] = {device: group.type for group in recording.groups for device in group.devices}
+        """The type of each device's group after what was recorded last, where nothing unrecorded has followed."""
         self.raced: set[str] = set()
         self.last_unbound: str | None = None
         self.owned: str | None = None
@@ -135,9 +137,11 @@ class _Session:
 
     def boot(self) -> None:
         """Compare what boot has printed and made."""
-        recorded = modelled(self.recording.iommu_log)
-        for expected, got in compare_logs(recorded, modelled(self.run.boot_result().log)):
+        recorded = policy_lines(self.recording.iommu_log, self.recording.policy_log)
+        printed = self.run.boot_result().log
+        for expected, got in compare_lines(recorded, modelled(printed)):
             self.compare("log", "boot", expected, got)
+        self.compare("log order", "boot", *compare_order(recorded, modelled(self.run.system.boot.log)))
         for driver, device in binds_at_boot(self.recording):
             self.set_drivers("boot", {device: driver})
         self.compare_groups("boot", self.recording.groups)
@@ -154,11 +158,13 @@ class _Session:
                 self.last_unbound = device if not driver else self.last_unbound
             case Bind():
                 self.bind(item)
-            case Presence(device, present):
-                self.perform("add" if present else "remove", device=device)
-                (self.grouped.add if present else self.grouped.discard)(device)
+            case Presence(device, True):
+                self.perform("add", device=device)
+                self.grouped.add(device)
+            case Presence(device, False):
+                self.leave(device)
             case Owned(group):
-                self.own(group)
+                self.own(group, following)
             case Tried():
                 self.test(item)
             case Race(what):
@@ -181,6 +187,7 @@ class _Session:
             self.compare("write", where, write.result, "no such group")
             return
         self.set_drivers(where, {device: write.bound.get(device, "") for device in write.members})
+        self.catch_up(where, write.members, write.type_before)
         self.compare("type", f"{where}, before", write.type_before, self.type_of(member))
         done = self.perform("write", group_of=member, type=written_text(write.wrote))
         expected = errno_of(write.result)
@@ -188,14 +195,13 @@ class _Session:
             expected = done.result
         self.compare("write", where, expected, done.result)
         self.compare("type", f"{where}, after", write.type_after, self.type_of(member))
+        self.told.update(dict.fromkeys(write.members, write.type_after))
         printed = modelled(done.log)
-        for line in about_dma(write.dmesg):
-            if line not in printed:
-                self.compare("write log", where, shown(line), "nothing" if not printed else "; ".join(map(shown, printed)))
-        if write.result == "ok":
-            # A refusal's line may be missing (printk limits them), a success must not print what the kernel did not.
-            for line in printed:
-                self.compare("write log", where, shown(line) if line in modelled(write.dmesg) else "nothing", shown(line))
+        recorded = about_dma(write.dmesg)
+        # A refusal's line may be missing (printk limits them), a success must not print what the kernel did not.
+        expected_lines = [line for line in printed if line in recorded or write.result == "ok"]
+        for expected, got in compare_lines(dict.fromkeys(recorded), dict.fromkeys(expected_lines)):
+            self.compare("write log", where, expected, got)
 
     def matrix(self, entries: Sequence[WriteEntry]) -> None:
         """The guest's matrix of writes: a sequence, then every type from every type; unrecorded writes lead to each.
@@ -210,6 +216,7 @@ class _Session:
             for start in TYPES:
                 for wrote in WRITTEN:
                     reached = self.reach(member, start)
+                    self.forget(entries[0].members)
                     write = waiting[0] if waiting else None
                     if write is not None and write.tag.endswith(f"/from-{start}") and write.wrote == wrote:
                         self.write(waiting.pop(0))
@@ -218,6 +225,7 @@ class _Session:
                         self.compare("type", where, f"no way to {start}", start)
         self.writes(waiting)
         self.perform("write", group_of=member, type="auto")
+        self.forget(entries[0].members)
 
     def reach(self, member: str, start: str) -> bool:
         """Write as the guest does to get a group to a type: directly, then by way of ``DMA``."""
@@ -227,27 +235,50 @@ class _Session:
             self.perform("write", group_of=member, type=wrote)
         return self.type_of(member) == start
 
+    def forget(self, devices: Iterable[str]) -> None:
+        """Something unrecorded has been written to the group of these devices, or it is not the same group any more."""
+        for device in devices:
+            self.told.pop(device, None)
+
+    def catch_up(self, where: str, devices: Sequence[str], kind: str) -> None:
+        """Write what somebody must have written unrecorded where the recording's own types do not follow from each other."""
+        told = {self.told[device] for device in devices if device in self.told}
+        self.forget(devices)
+        if told and kind not in told and kind in TYPES and self.type_of(devices[0]) in told:
+            self.perform("write", group_of=devices[0], type=kind)
+            self.compare("write", f"{where}, before", kind, self.type_of(devices[0]), undecided="an unrecorded write made it")
+
     def snapshot(self, where: str, groups: Sequence[GroupEntry]) -> None:
         """Remove, add, bind and unbind what the snapshot shows to have come, gone or changed, then compare the groups."""
         shown_devices = {device for group in groups for device in group.devices}
         for device in sorted(self.grouped - shown_devices):
-            if self.present(device):
-                self.perform("remove", device=device)
+            self.leave(device)
         for device in sorted(shown_devices - self.grouped):
             if not self.present(device):
                 self.perform("add", device=device)
         self.grouped = shown_devices
-        self.set_drivers(where, {device: group.bound.get(device, "") for group in sorted(groups, key=_number) for device in group.devices})
+        for group in groups:
+            self.catch_up(where, group.devices, group.type)
+            self.told.update(dict.fromkeys(group.devices, group.type))
+        for group in sorted(groups, key=_number):
+            self.set_drivers(where, {device: group.bound.get(device, "") for device in group.devices})
         self.compare_groups(where, groups)
+
+    def leave(self, device: str) -> None:
+        """A device goes, with what is behind it."""
+        self.forget([device])
+        self.grouped.discard(device)
+        if self.present(device):
+            self.perform("remove", device=device)
 
     def bind(self, event: Bind) -> None:
         """A bind through sysfs."""
-        before = "" if event.result == "ok" else event.after
+        before = "" if event.result == "ok" else event.after or ""
         self.set_drivers("bind", {event.device: before})
         result = self.perform("bind", device=event.device, driver=event.driver).result
         self.compare("bind", f"bind {event.driver} to {event.device}", event.result, result)
 
-    def own(self, group: int | None) -> None:
+    def own(self, group: int | None, following: Sequence[Item]) -> None:
         """VFIO takes a group, or gives it back."""
         if group is None:
             if self.owned is not None:
@@ -256,8 +287,21 @@ class _Session:
             return
         found = self.run.system.groups.get(group)
         self.owned = found.devices[0].name if found and found.devices else None
+        if self.owned is not None:
+            self.catch_up_ahead(group, self.owned, following)
         result = self.perform("claim", group_of=self.owned, owner=OWNER).result if self.owned else "no such group"
         self.compare("claim", f"{OWNER} takes group {group}", "ok", result)
+
+    def catch_up_ahead(self, group: int, device: str, following: Sequence[Item]) -> None:
+        """Once a group is owned nobody can write to it: do now what the next sight of the group shows to have been written."""
+        for item in following:
+            if isinstance(item, Writes) and device in item.first.members:
+                return self.catch_up(f"group {group}", [device], item.first.type_before)
+            if isinstance(item, Snapshot):
+                for entry in item.groups:
+                    if device in entry.devices:
+                        return self.catch_up(f"group {group}", [device], entry.type)
+        return None
 
     def test(self, item: Tried) -> None:
         """A functional test: a device that was dead must be dead in the model, one that worked must not be."""
@@ -267,7 +311,8 @@ class _Session:
             self.compare("dma", where, "works" if test.works else "dead", "no such device")
             return
         for again in item.rescanned:
-            self.perform("remove", device=again)
+            self.leave(again)
+            self.grouped.add(again)
             self.perform("add", device=again)
         self.set_drivers(where, {device: test.driver})
         self.compare("type", where, test.type, self.type_of(device))
@@ -287,8 +332,7 @@ class _Session:
             self.compare("write", "write to a file held open", expected, "unknown", undecided="no group has gone")
             return
         device = gone[0][0]
-        self.perform("remove", device=device)
-        self.grouped.discard(device)
+        self.leave(device)
         result = self.perform("write", group_of=device, type="DMA").result
         self.compare("write", f"write to a file held open, group of {device}", expected, result)
 

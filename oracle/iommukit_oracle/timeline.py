@@ -1,10 +1,10 @@
 """In which order things happened in the guest.
 
-A recording keeps three lists, each in order: writes, events and snapshots.  How they interleave is not said.  Where the names of writes
-and snapshots are those of a guest script that is known (``SCRIPTS``), their order is.  For the rest, each entry tells something of the
-state that it was made in: the drivers and members of a group, its type before a write, all groups of a snapshot.  The order
-sought is the one in which the fewest of these contradict what came before.  A shortest path over (events, writes, snapshots) done so
-far finds it; where several are as good, the difference cannot be seen in the recording either.
+A recording keeps three lists, each in order: writes, events and snapshots.  How they interleave is not said.  Where the names of
+writes and snapshots are those of a guest script that is known (``SCRIPTS``), their order is.  For the rest, each entry tells
+something of the state that it was made in: the drivers and members of a group, its type before a write, all groups of a
+snapshot.  The order sought is the one in which the fewest of these contradict what came before.  A shortest path over (events,
+writes, snapshots) done so far finds it; where several are as good, the difference cannot be seen in the recording either.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from iommukit.kernel.kernel import KEYWORDS
 from iommukit_oracle.events import Bind, Driver, Event, Grouped, Line, OpenWrite, Owned, Presence, Race, Test, parse_events
-from iommukit_oracle.qemu_machine import parse_qemu_arguments, place_devices
+from iommukit_oracle.qemu_arguments import parse_qemu_arguments, place_devices
 from iommukit_oracle.recording import GroupEntry, Recording, WriteEntry
 
 
@@ -156,13 +157,16 @@ class Known:
     """What the recording has told so far, by device.
 
     ``members`` has an entry for each device that has a group, empty where its members are not known; ``types`` and ``drivers`` have
-    one where type and driver are known.
+    one where type and driver are known.  ``gone`` are devices that were there and have left, ``wrote`` the last text written
+    to a device's group.
     """
 
     drivers: Mapping[str, str]
     types: Mapping[str, str]
     members: Mapping[str, frozenset[str]]
     owned: int | None = None
+    gone: frozenset[str] = frozenset()
+    wrote: Mapping[str, str] = field(default_factory=dict)
 
 
 def _at_boot(recording: Recording) -> Known:
@@ -199,7 +203,8 @@ def _consume_writes(known: Known, block: Writes) -> Step:
         types.update(dict.fromkeys(write.members, after))
     drivers = {**known.drivers, **{device: write.bound.get(device, "") for device in write.members}}
     members = {**known.members, **dict.fromkeys(write.members, frozenset(write.members))}
-    return cost, Known(drivers, types, members, known.owned)
+    wrote = {**known.wrote, **dict.fromkeys(write.members, block.entries[-1].wrote)}
+    return cost, replace(known, drivers=drivers, types=types, members=members, wrote=wrote)
 
 
 def _consume_snapshot(known: Known, snapshot: Snapshot) -> Step:
@@ -216,7 +221,8 @@ def _consume_snapshot(known: Known, snapshot: Snapshot) -> Step:
             driver = group.bound.get(device, "")
             cost += known.drivers.get(device, driver) != driver
             drivers[device] = driver
-    return cost, Known(drivers, types, members, known.owned)
+    gone = known.gone.union(known.members).difference(members)
+    return cost, replace(known, drivers=drivers, types=types, members=members, gone=gone)
 
 
 def _consume_event(known: Known, event: Done) -> Step:
@@ -224,30 +230,47 @@ def _consume_event(known: Known, event: Done) -> Step:
         case Driver(device, driver):
             before = known.drivers.get(device, driver)
             cost = 0 if before == driver or not driver else 2 if before else 1
-            return cost, replace(known, drivers={**known.drivers, device: driver})
+            return cost + _absent(known, device, driver), replace(known, drivers={**known.drivers, device: driver})
         case Bind(device, driver, result, after):
             before = known.drivers.get(device, "")
-            if result != "ok":
-                return 0 if before == after else 2, replace(known, drivers={**known.drivers, device: after})
-            return 2 if before else 0, replace(known, drivers={**known.drivers, device: driver})
+            cost = (2 if before else 0) if result == "ok" else (0 if before == (after or "") else 2)
+            driver = driver if result == "ok" else after or ""
+            return cost + _absent(known, device, "bound"), replace(known, drivers={**known.drivers, device: driver})
         case Presence(device, present):
-            without = {name: group for name, group in known.members.items() if name != device}
-            types = {name: kind for name, kind in known.types.items() if name != device}
-            if present:
-                members = {**without, device: frozenset[str]()}
-                return 3 if device in known.members else 0, replace(known, members=members, types=types)
-            drivers = {**known.drivers, device: ""}
-            return 0 if device in known.members else 3, replace(known, members=without, types=types, drivers=drivers)
+            return _consume_presence(known, device, present)
         case Owned(group):
             return 0, replace(known, owned=group)
         case Tried(test, device, rescanned):
-            if device is None:
-                return 0, known
-            cost = 0 if rescanned or known.types.get(device, test.type) == test.type else 5
-            cost += known.drivers.get(device, test.driver) != test.driver
-            drivers = {**known.drivers, device: "" if test.gave_up else test.driver}
-            return cost, replace(known, drivers=drivers, types={**known.types, device: test.type})
+            return (0, known) if device is None else _consume_test(known, test, device, bool(rescanned))
     return 0, known
+
+
+def _absent(known: Known, device: str, driver: str) -> int:
+    """A driver needs its device."""
+    return 3 if driver and device in known.gone else 0
+
+
+def _consume_presence(known: Known, device: str, present: bool) -> Step:
+    cost = 0 if (device in known.members) is not present else 3
+    members = {name: group for name, group in known.members.items() if name != device}
+    types = {name: kind for name, kind in known.types.items() if name != device}
+    if present:
+        members[device] = frozenset()
+        return cost, replace(known, members=members, types=types, gone=known.gone - {device})
+    return cost, replace(known, members=members, types=types, drivers={**known.drivers, device: ""}, gone=known.gone | {device})
+
+
+def _consume_test(known: Known, test: Test, device: str, rescanned: bool) -> Step:
+    cost = 0 if rescanned or known.types.get(device, test.type) == test.type else 5
+    cost += known.drivers.get(device, test.driver) != test.driver
+    cost += 0 if rescanned else _absent(known, device, test.driver)
+    wrote = known.wrote.get(device)
+    if test.tag == "boot" and wrote is not None:
+        cost += 3
+    if test.tag.removeprefix("after-") in KEYWORDS and wrote != test.tag.removeprefix("after-"):
+        cost += 3
+    drivers = {**known.drivers, device: "" if test.gave_up else test.driver}
+    return cost, replace(known, drivers=drivers, types={**known.types, device: test.type})
 
 
 # ---- what the guest scripts say --------------------------------------------------------------------------------------

@@ -25,16 +25,26 @@ def resized(data: bytes, length: int | None = None) -> bytes:
     return checksummed(data[:4] + size.to_bytes(4, "little") + data[8:])
 
 
+def one_line(error: InputError, source: str) -> None:
+    """An error is fit to be printed as it is."""
+    assert str(error).startswith(f"{source}: ")
+    assert "\n" not in str(error)
+
+
+def placed(error: FirmwareError, format_: AcpiFormat[Any], data: bytes) -> None:
+    """An error names the table, a place in it and a field."""
+    assert error.table == format_.signature
+    assert 0 <= error.offset <= len(data)
+    assert error.field
+    one_line(error, f"bad.aml: {format_.signature} at offset {error.offset:#x}, {error.field}")
+
+
 def accept(format_: AcpiFormat[Any], data: bytes) -> FirmwareError | None:
     """Parse; what is accepted must be built again, linted, laid out and written down."""
     try:
         table = format_.parse(data, "bad.aml")
     except FirmwareError as error:
-        assert error.table == format_.signature
-        assert 0 <= error.offset <= len(data)
-        assert error.field
-        assert str(error).startswith(f"bad.aml: {format_.signature} at offset {error.offset:#x}, {error.field}: ")
-        assert "\n" not in str(error)
+        placed(error, format_, data)
         return error
     assert format_.build(table) == data
     assert format_.validate(table.model_dump(mode="json")) == table
@@ -198,8 +208,7 @@ def test_any_value_anywhere(table: tuple[AcpiFormat[Any], dict[str, Any]], value
     try:
         good = format_.validate(changed(fields), "machine.yaml")
     except InputError as error:
-        assert str(error).startswith("machine.yaml: ")
-        assert "\n" not in str(error)
+        one_line(error, "machine.yaml")
         return
     data = format_.build(good)
     assert format_.build(format_.parse(data)) == data

@@ -148,10 +148,15 @@ def test_every_way_to_write_values() -> None:
     assert Colours.RED in one.colours
     assert one.shape is Shape.SQUARE
     assert one.late == 16
-    assert toy({"kind": "thing", "colours": "green", "shape": 2}).things[0] == toy({"kind": "thing", "colours": 2, "shape": "0x2"}).things[0]
+    assert (
+        toy({"kind": "thing", "colours": "green", "shape": 2}).things[0]
+        == toy({"kind": "thing", "colours": 2, "shape": "0x2"}).things[0]
+    )
     written = TOY.fields(toy({"kind": "thing", "colours": 0x81, "shape": 99}, address=255))
     assert written == {"address": "0xff", "things": [{"kind": "thing", "colours": ["red", "0x80"], "shape": "0x63"}]}
-    assert TOY.validate(yaml.safe_load(yaml.safe_dump(written))) == toy({"kind": "thing", "colours": 0x81, "shape": 99}, address=255)
+    assert TOY.validate(yaml.safe_load(yaml.safe_dump(written))) == toy(
+        {"kind": "thing", "colours": 0x81, "shape": 99}, address=255
+    )
 
 
 def test_fields_that_older_structures_lack() -> None:
@@ -161,7 +166,7 @@ def test_fields_that_older_structures_lack() -> None:
     middle = parse("010a0001", "00000000", "0500").things[0]
     assert isinstance(middle, Thing)
     assert (middle.late, middle.later) == (5, None)
-    assert TOY.validate(TOY.fields(toy({"kind": "thing", "late": None, "later": None}))).things[0] == old
+    assert toy({"kind": "thing", "label": "thing-0", "late": None, "later": None}).things[0] == old
     half = parse("01090001", "00000000", "05").things[0]
     assert half.placement is not None
     assert half.placement.model_dump(mode="json") == {"length": 9, "offsets": {}, "filler": [{"at": "0x8", "data": "05"}]}
@@ -191,7 +196,7 @@ def test_placement_keeps_what_firmware_did(thing: str, placement: object) -> Non
     ("thing", "message"),
     [
         ("010f0001 01080000 070000 01000200", "0x3b, Late: ..."),
-        ("01130001 010c010e 070000 00 010002000900", "0x3c, Word Offset: words overlaps points"),
+        ("01120001 010c010e 070000 00 010002000900", "0x3c, Word Offset: words overlaps points"),
         ("010b0001 010c0000 070000", "0x3a, Point Offset: 0xc is beyond the end of this Thing"),
         ("010f0001 02 0b0000 070000 01000200", "0x44, Points: 0 bytes are left here, a structure needs at least 4"),
         ("010f0001 01070000 070000 01000200", "0x3c, Word Offset: an array of this Thing starts within this field"),
@@ -234,29 +239,40 @@ def test_references_go_by_label() -> None:
         ({"mark": "ABCDE"}, "mark: string should have at most 4 characters, got 'ABCDE'"),
         ({"things": [{"colours": 1}]}, "things[0]: kind is missing"),
         ({"things": [{"kind": "ding"}]}, "things[0]: no such kind 'ding'; there are 'thing', 'link', 'raw'"),
-        ({"things": [{"kind": "thing", "colours": ["blue"]}]}, "things[0].colours: no such name 'blue'; there are red, green"),
-        ({"things": [{"kind": "thing", "colours": 256}]}, "things[0].colours: 0x100 does not fit in 1 bytes"),
-        ({"things": [{"kind": "thing", "shape": None}]}, "things[0].shape: a name or a number was expected, not None"),
-        ({"things": [{"kind": "thing", "points": [{}]}]}, "things[0].points[0].x: this field is missing"),
-        ({"things": [{"kind": "raw", "type": 1, "payload": "abc"}]}, "things[0].payload: pairs of hexadecimal digits were expected"),
-        ({"things": [{"kind": "raw", "type": 1, "payload": 12}]}, "things[0].payload: hexadecimal digits were expected, not 12; write them in quotes"),
-        ({"things": [{"kind": "raw", "type": 1, "payload": "00" * 300}]}, "things[0].length: 0x12e does not fit in 1 bytes"),
-        ({"things": [{"kind": "link", "to": "x"}]}, "things[0].to: there is no node 'x'"),
-        ({"things": [{"kind": "raw", "type": 1, "label": "a"}, {"kind": "raw", "type": 1, "label": "a"}]}, "things[1].label: the label 'a' appears twice"),
-        ({"things": [{"kind": "link", "to": "x", "path": [2.0]}]}, "things[0].path[0]: 2.0 was read as a number; write device.function in quotes"),
-        ({"things": [{"kind": "link", "to": "x", "path": ["2"]}]}, "things[0].path[0]: device.function in hexadecimal was expected, such as 1e.6, not '2'"),
-        ({"things": [{"kind": "link", "to": "x", "path": ["100.0"]}]}, "things[0].path[0]: '100.0': device and function are one byte each"),
-        ({"things": [{"kind": "link", "to": "x", "name": "a\0b"}]}, "things[0].name: NUL cannot be part of the text"),
-        ({"things": [{"kind": "thing", "placement": {"length": 5}}]}, "things[0].placement.length: 5 is shorter than the content, 11"),
-        ({"things": [{"kind": "thing", "placement": {"offsets": {"dots": 5}}}]}, "things[0].placement.offsets: no such array: dots"),
-        ({"things": [{"kind": "thing", "placement": {"filler": [{"at": 1, "data": "00"}]}}]}, "things[0].placement: fields and filler overlap"),
-        ({"things": [{"kind": "thing", "words": [1], "placement": {"offsets": {"words": 4}}}]}, "things[0].placement: fields and words overlap"),
+        ({"things": [{"kind": "raw", "type": 1, "label": "a"}] * 2}, "things[1].label: the label 'a' appears twice"),
     ],
-)  # fmt: skip
+)
 def test_bad_fields_are_one_line(fields: object, message: str) -> None:
     with pytest.raises(InputError) as caught:
         TOY.validate(fields, "toy.yaml")
     assert str(caught.value) == f"toy.yaml: {message}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("thing", {"colours": ["blue"]}, ".colours: no such name 'blue'; there are red, green"),
+        ("thing", {"colours": 256}, ".colours: 0x100 does not fit in 1 bytes"),
+        ("thing", {"shape": None}, ".shape: a name or a number was expected, not None"),
+        ("thing", {"points": [{}]}, ".points[0].x: this field is missing"),
+        ("thing", {"placement": {"length": 5}}, ".placement.length: 5 is shorter than the content, 11"),
+        ("thing", {"placement": {"offsets": {"dots": 5}}}, ".placement.offsets: no such array: dots"),
+        ("thing", {"placement": {"filler": [{"at": 1, "data": "00"}]}}, ".placement: fields and filler overlap"),
+        ("thing", {"words": [1], "placement": {"offsets": {"words": 4}}}, ".placement: fields and words overlap"),
+        ("raw", {"type": 1, "payload": "abc"}, ".payload: pairs of hexadecimal digits were expected"),
+        ("raw", {"type": 1, "payload": 12}, ".payload: hexadecimal digits were expected, not 12; write them in quotes"),
+        ("raw", {"type": 1, "payload": "00" * 300}, ".length: 0x12e does not fit in 1 bytes"),
+        ("link", {"to": "x"}, ".to: there is no node 'x'"),
+        ("link", {"to": "x", "path": [2.0]}, ".path[0]: 2.0 was read as a number; write device.function in quotes"),
+        ("link", {"to": "x", "path": ["2"]}, ".path[0]: device.function in hexadecimal was expected, such as 1e.6, not '2'"),
+        ("link", {"to": "x", "path": ["100.0"]}, ".path[0]: '100.0': device and function are one byte each"),
+        ("link", {"to": "x", "name": "a\0b"}, ".name: NUL cannot be part of the text"),
+    ],
+)
+def test_bad_structures_are_one_line(kind: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        toy({"kind": kind, **fields})
+    assert str(caught.value) == f"toy.yaml: things[0]{message}"
 
 
 def test_lint_reports_with_places() -> None:

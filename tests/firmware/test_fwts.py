@@ -164,6 +164,6 @@ def test_iort(tables_folder: Path) -> None:
 @pytest.mark.parametrize("index", range(len(REFERENCES)))
 def test_references_that_fwts_does_not_follow(tables_folder: Path, index: int) -> None:
     others = [*REFERENCES[:index], *REFERENCES[index + 1 :]]
-    with pytest.raises(FirmwareError, match="Output Reference: .* is not the start of a node") as caught:
+    with pytest.raises(FirmwareError, match=r"Output Reference: .* is not the start of a node") as caught:
         FORMATS[b"IORT"].parse(read(tables_folder, "IORT", 1, *others))
     assert caught.value.offset == REFERENCES[index][0]

@@ -501,6 +501,16 @@ def test_a_device_comes_back(kernel):
     assert nic.attached is nic.group.default_domain
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kdump_kernel_waits_with_attaching(kernel):
+    system = boot(kernel, hardware={"translation_pre_enabled": True})
+    nic = system.devices["nic"]
+    assert "AMD-Vi: Copied DEV table from previous kernel." in system.boot.log
+    assert (nic.sysfs_type, nic.attached) == ("DMA-FQ", None)
+    system.attach(nic, nic.group.default_domain)
+    assert not AMD.ops.is_attach_deferred(device=nic)
+
+
 def test_a_system_without_iommus_has_none_for_a_device():
     assert AMD.ops.probe_device(device=boot("6.1", cmdline="amd_iommu=off").devices["nic"], units=[]) is None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -52,12 +51,14 @@ class Commands(click.Group):
             raise click.UsageError(f"no command {args[0]!r}; {guess}", ctx)
         return super().resolve_command(ctx, args)
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
         """Run, and exit: 0 fine, 1 a finding, 2 bad input."""
-        if not extra.pop("standalone_mode", True):
-            return super().main(args, prog_name, standalone_mode=False, **extra)
+        alone = extra.pop("standalone_mode", True)
+        extra.update(standalone_mode=False, prog_name=extra.get("prog_name") or "iommukit")
+        if not alone:
+            return super().main(*args, **extra)
         try:
-            code = super().main(args, prog_name or "iommukit", standalone_mode=False, **extra)
+            code = super().main(*args, **extra)
             sys.stdout.flush()
         except click.exceptions.Abort:
             complain("interrupted")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from iommukit.cli.options import (
-    KERNEL,
-    Target,
+    KERNEL_HELP,
+    Command,
+    check_target,
     chosen_kernels,
     chosen_scenarios,
     chosen_vendors,
@@ -26,10 +27,12 @@ from iommukit.cli.options import (
     ),
 )
 @vendor_option
-@click.option("--kernel", "kernels", multiple=True, **KERNEL)
+@click.option("--kernel", "kernels", multiple=True, metavar="KERNEL", help=KERNEL_HELP)
 @scenario_option
-@click.option("--json", "json_file", type=Target(), metavar="FILE", help="Write the matrix as JSON; - is standard output.")
-@click.option("--html", "html_file", type=Target(), metavar="FILE", help="Write one self-contained page; - is standard output.")
+@click.option("--json", "json_file", callback=check_target, metavar="FILE", help="Write the matrix as JSON; - is standard output.")
+@click.option(
+    "--html", "html_file", callback=check_target, metavar="FILE", help="Write one self-contained page; - is standard output."
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -42,8 +45,8 @@ def command(
     """What each kernel does with each scenario on each vendor.
 
     Every combination runs once on the model.  The table has one line for all vendors and kernels that do the same; in its column
-    "differs", k says that kernels differ and v that vendors do.  With a file, only the summary is printed.  Exit code 1 if any case is
-    a FAIL.
+    "differs", k says that kernels differ and v that vendors do.  With a file, only the summary is printed.  Exit code 1 if any
+    case is a FAIL.
     """
     from iommukit.cli.output import json_text, progress, show, write
     from iommukit.report.matrix import build_matrix, matrix_page, summary_page

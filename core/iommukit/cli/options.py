@@ -13,7 +13,22 @@ if TYPE_CHECKING:
     from iommukit.scenario.model import Scenario
     from iommukit.vendors import Vendor, VendorRegistry
 
-KERNEL = {"metavar": "KERNEL", "help": "rfc, rfc-as-posted, rfc-unconverted, 6.1, 6.12, 7.2 or 6.1.192; may be repeated."}
+
+class Command(click.Command):
+    """A command whose help ends in examples."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, unwrapped."""
+        with formatter.section("Examples"):
+            for example in self.examples:
+                formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+
+
+KERNEL_HELP = "rfc, rfc-as-posted, rfc-unconverted, 6.1, 6.12, 7.2 or 6.1.192; may be repeated."
 vendor_option = click.option(
     "--vendor", "vendors", multiple=True, metavar="VENDOR", help="A vendor plugin's name; may be repeated.  Default: all installed."
 )
@@ -76,18 +91,12 @@ def chosen_scenarios(paths: Sequence[str]) -> list[Scenario]:
     return load_scenarios([Path(path) for path in paths] or [shipped_scenarios()])
 
 
-class Target(click.ParamType):
-    """A file to write, or ``-`` for standard output.  Refused at once where it can never be written."""
-
-    name = "file"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check what can be checked before the work."""
-        text = str(value)
-        if text != "-":
-            path = Path(text)
-            if path.is_dir():
-                self.fail(f"{text} is a folder", param, ctx)
-            if not path.parent.is_dir():
-                self.fail(f"there is no folder {path.parent}", param, ctx)
-        return text
+def check_target(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A file to write, or ``-`` for standard output; refused at once where it can never be written."""
+    if value is not None and value != "-":
+        path = Path(value)
+        if path.is_dir():
+            raise click.BadParameter(f"{value} is a folder", context, parameter)
+        if not path.parent.is_dir():
+            raise click.BadParameter(f"there is no folder {path.parent}", context, parameter)
+    return value

@@ -22,6 +22,7 @@ COLOURS = {
     "bad": "bold red",
     "warn": "yellow",
     "dim": "dim",
+    "repeat": "",
 }
 """The styles of a page on a terminal."""
 
@@ -66,7 +67,7 @@ def _table(grid: Grid) -> Any:
     for number, row in enumerate(grid.rows):
         if number in grid.sections and number:
             table.add_section()
-        table.add_row(*(_text((cell,)) for cell in row))
+        table.add_row(*(_text(() if cell.style == "repeat" else (cell,)) for cell in row))
     return table
 
 

@@ -21,8 +21,9 @@ from iommukit.cli.options import Command, json_flag
 def command(context: click.Context, smoke: bool, as_json: bool) -> int:
     """List the installed vendor plugins.
 
-    For each: what it models, what it has, the hooks it implements, what it knowingly breaks, and the distribution that it came with.
-    --smoke tells a broken plugin from a working one, before any question of right or wrong behaviour.  Exit code 1 if one is broken.
+    For each: what it models, what it has, the hooks it implements, what it knowingly breaks, and the distribution that it came
+    with.  --smoke tells a broken plugin from a working one, before any question of right or wrong behaviour.  Exit code 1 if one
+    is broken.
     """
     from iommukit.cli.output import show, show_json
     from iommukit.report.plugins import installed, plugins_page, registered, smoke_test

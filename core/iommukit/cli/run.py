@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from iommukit.cli.options import (
-    KERNEL,
+    KERNEL_HELP,
     Command,
     chosen_kernels,
     chosen_scenarios,
@@ -29,7 +29,7 @@ FEW = 12
     ),
 )
 @click.argument("scenarios", nargs=-1, required=True, metavar="SCENARIO...")
-@click.option("--kernel", "kernels", multiple=True, **{**KERNEL, "help": f"{KERNEL['help']}  Default: rfc."})
+@click.option("--kernel", "kernels", multiple=True, metavar="KERNEL", help=f"{KERNEL_HELP}  Default: rfc.")
 @vendor_option
 @click.option("--full/--short", default=None, help=f"Tell every run in full, or in one line.  Default: in full up to {FEW} runs.")
 @json_flag

@@ -138,8 +138,12 @@ def apply_cmdline(boot: BootState, options: Iterable[KernelOption], relevant: Ca
     for stage in Stage:
         for position, (name, value) in enumerate(words):
             for option in readers.get(_same(name), ()):
-                if option.stage is stage:
-                    reports.extend((position, report) for report in option.apply(value, boot))
+                if option.stage is not stage:
+                    continue
+                made = list(option.apply(value, boot))
+                reports.extend((position, report) for report in made)
+                if stage is Stage.EARLY and any(report.verdict is Verdict.INVALID for report in made):
+                    boot.log.append(f"Malformed early option '{name}'")  # do_early_param
     for position, (name, value) in enumerate(words):
         if _same(name) not in readers and relevant(name):
             shown = name if value is None else f"{name}={value}"

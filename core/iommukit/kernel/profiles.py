@@ -31,7 +31,7 @@ def get_kernel(name: str) -> Kernel:
     known = PROFILES.get(name) or STABLE.get(name)
     if known is not None:
         return known
-    match = re.match(r"^([0-9]{1,2})\.([0-9]{1,3})(?:[.+-]|$)", name)
+    match = re.match(r"^([0-9]{1,2})\.([0-9]{1,3})(?:[.+-]|\Z)", name)
     if match:
         release = int(match[1]), int(match[2])
         for kernel in PROFILES.values():

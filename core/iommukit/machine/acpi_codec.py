@@ -252,18 +252,14 @@ class _Frame:
     def placement(self, spans: list[tuple[int, int, str]]) -> Placement | None:
         """What the plain layout does not tell: offsets, the length, bytes between."""
         offsets: dict[str, int] = {}
-        cursor = plain = spans[0][1] - self.start
-        ends = {name: (begin, stop) for begin, stop, name in spans}
+        plain = spans[0][1] - self.start
+        ends = {name: stop for _, stop, name in spans}
         for tail in self.plan.located:
             actual = self.offsets[tail.name][0]
-            expected = 0
-            if tail.name in ends:
-                expected = aligned(cursor)
-            if actual != expected:
+            if actual != (aligned(plain) if tail.name in ends else 0):
                 offsets[tail.name] = actual
             if tail.name in ends:
-                cursor = max(cursor, ends[tail.name][1] - self.start)
-                plain = cursor
+                plain = max(plain, ends[tail.name] - self.start)
         spans = sorted(spans)
         filler = []
         for (_, stop, name), (begin, _, other) in pairwise([*spans, (self.end, self.end, "")]):

@@ -12,6 +12,7 @@ from iommukit.scenario.result import BootResult, Outcome, Result, StepResult
 ABSENT = "absent"
 QUIET_OK = frozenset({"bind", "unbind", "remove", "add", "inject", "release", "dma"})
 """Operations whose success goes without saying."""
+NO_GROUP = "no IOMMU"
 MOST_NAMED = 4
 """Groups beyond this many are counted, not named."""
 
@@ -69,15 +70,17 @@ def answer(scenario: Scenario, result: Result) -> Answer:
     """What a run shows; for one that did not happen, why not."""
     state = final_state(result)
     if result.outcome is Outcome.NOT_APPLICABLE or state is None:
-        return Answer((), (), (), result.reason or "; ".join(result.findings))
+        reason = result.reason or "; ".join(result.findings)
+        return Answer((), (), (), reason.removeprefix(f"{result.vendor} "))
     names = named_devices(scenario)
     groups = _groups(names, state.members)
     types = tuple((name, state.types.get(name, ABSENT)) for name in names)
     steps = tuple(_step_answer(done) for done in result.steps)
-    words = [*_step_words(scenario, result), _types_text(dict(types), groups, interest(scenario))]
+    ends = [_types_text(dict(types), groups, interest(scenario))] if names else []
     if result.boot is not None and (not names or wants_default(scenario)):
-        words.append(f"default {result.boot.default}")
-    return Answer(steps, types, groups, ", ".join(word for word in words if word))
+        ends.append(f"default {result.boot.default}")
+    halves = (", ".join(_step_words(scenario, result)), ", ".join(ends))
+    return Answer(steps, types, groups, " → ".join(half for half in halves if half))
 
 
 def wants_default(scenario: Scenario) -> bool:
@@ -116,13 +119,13 @@ def _groups(names: tuple[str, ...], members: dict[str, int]) -> tuple[tuple[str,
 
 
 def _types_text(types: dict[str, str], groups: tuple[tuple[str, ...], ...], wanted: frozenset[str]) -> str:
-    """``DMA-FQ`` where all agree; else each group with its type, those of interest first."""
+    """``DMA-FQ`` where all agree; else each type with its groups, those of interest first.  ``a+b`` share a group."""
     grouped = {name for group in groups for name in group}
     blocks = [*groups, *((name,) for name in types if name not in grouped)]
     kinds = {types[block[0]] for block in blocks}
     joint = [block for block in blocks if len(block) > 1]
     if len(kinds) == 1:
-        (kind,) = kinds
+        kind = NO_GROUP if kinds == {"none"} else kinds.pop()
         if not joint:
             return kind
         if len(joint) <= MOST_NAMED:
@@ -133,5 +136,7 @@ def _types_text(types: dict[str, str], groups: tuple[tuple[str, ...], ...], want
         for block in blocks:
             counts[types[block[0]]] = counts.get(types[block[0]], 0) + 1
         return f"{len(groups)} groups: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    ordered = sorted(blocks, key=lambda block: not wanted.intersection(block))
-    return ", ".join(f"{'+'.join(block)} {types[block[0]]}" for block in ordered)
+    by_type: dict[str, list[str]] = {}
+    for block in sorted(blocks, key=lambda block: not wanted.intersection(block)):
+        by_type.setdefault(types[block[0]], []).append("+".join(block))
+    return "; ".join(f"{' '.join(members)}: {NO_GROUP if kind == 'none' else kind}" for kind, members in by_type.items())

@@ -16,7 +16,7 @@ from iommukit.kernel.profiles import get_kernel
 from iommukit.kernel.start import start_system
 from iommukit.kernel.system import System
 from iommukit.machine.model import BootSpec, CapturedBoot, Machine, Observed
-from iommukit.report.option_effects import OptionFate, on_off_reasons, option_fates
+from iommukit.report.option_effects import OptionFate, is_on, on_off_reasons, option_fates
 from iommukit.report.page import counted, listed
 from iommukit.scenario.result import UNDECIDED
 from iommukit.vendors import Vendor, VendorRegistry
@@ -228,11 +228,6 @@ def predict(machine: Machine, captured: CapturedBoot, registry: VendorRegistry, 
         agreeing: set[str] = {part.part for part in prediction.comparison if part.agrees}
         prediction.stale = tuple(part for part in captured.observed.differs if part in agreeing)
     return prediction
-
-
-def is_on(system: System) -> bool:
-    """Whether some unit translates."""
-    return any(not unit.failed for unit in system.units)
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from iommukit.kernel.kernel import Kernel
-from iommukit.report.answer import describe, named_devices
+from iommukit.kernel.profiles import STABLE
+from iommukit.report.answer import describe, named_devices, subject
 from iommukit.report.observe import DeviceState, Observer, Stage
 from iommukit.report.page import Page, Span, counted, listed
 from iommukit.report.runs import run_case
@@ -43,11 +44,11 @@ KINDS: tuple[Kind, ...] = (
     Kind("other-errno", "differs", "other errno", "refused before and after, for another reason"),
     Kind("write-accepted", "differs", "write now accepted", "a write to type was refused and succeeds"),
     Kind("step-accepted", "differs", "step now accepted", "a bind, claim, add, … was refused and succeeds"),
+    Kind("more-protection", "differs", "stricter", "a device is translated more strictly, and pays for it"),
     Kind("other-groups", "differs", "other groups", "devices share a group, or no longer do"),
     Kind("other-type", "differs", "other type", "the type reads differently; protection cannot be compared"),
     Kind("other-value", "differs", "other value", "a file reads differently"),
     Kind("applies", "differs", "applies to one only", "the scenario cannot be played under one of the kernels"),
-    Kind("more-protection", "improves", "more protection", "a device is translated more strictly"),
     Kind("dma-lives", "improves", "DMA works", "a driver's DMA failed and now works"),
     Kind("group-free", "improves", "group no longer stuck", "a group is no longer left outside its default domain"),
     Kind("attachments", "cosmetic", "other attachments", "same results by more or fewer attachments"),
@@ -58,7 +59,12 @@ ORDER = {kind.name: position for position, kind in enumerate(KINDS)}
 
 PROTECTION = {"none": 0, "identity": 0, "DMA-FQ": 1, "DMA": 2, "blocked": 3}
 """How much of a device's DMA is stopped; types that are missing (``unknown``) do not compare."""
+MOST_NAMED = 3
+"""Scenarios named for a change, unless all are wanted."""
+MOST_COSMETIC = 6
+"""Changes shown of a cosmetic kind, unless all are wanted."""
 NO_IOMMU = "no IOMMU"
+UNTRUSTED = " (untrusted)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +90,17 @@ class Entry:
     change: Change
     scenarios: dict[str, tuple[Scenario, list[str]]] = field(default_factory=dict)
 
-    @property
-    def cases(self) -> int:
-        """How many scenarios times vendors."""
-        return sum(len(vendors) for _, vendors in self.scenarios.values())
-
     def by_vendors(self) -> dict[tuple[str, ...], list[Scenario]]:
         """The scenarios by the vendors that they differ on."""
         found: dict[tuple[str, ...], list[Scenario]] = {}
         for scenario, vendors in self.scenarios.values():
             found.setdefault(tuple(vendors), []).append(scenario)
         return found
+
+
+def cases(entries: Iterable[Entry]) -> int:
+    """How many cases, a scenario on a vendor, show at least one of the entries."""
+    return len({(name, vendor) for entry in entries for name, (_, vendors) in entry.scenarios.items() for vendor in vendors})
 
 
 @dataclass(slots=True)
@@ -106,6 +112,8 @@ class Diff:
     vendors: tuple[str, ...]
     total: int
     """Scenarios compared."""
+    hint: str = ""
+    """What the reader should know of the two kernels."""
     entries: list[Entry] = field(default_factory=list)
     applied: int = 0
     """Cases (scenario and vendor) that could be played under at least one of the kernels."""
@@ -116,9 +124,13 @@ class Diff:
         return list(dict.fromkeys(name for entry in self.entries for name in entry.scenarios))
 
     def kinds(self) -> dict[Kind, list[Entry]]:
-        """Entries by kind, worst kind first, entries with the most cases first."""
+        """Entries by kind, worst kind first; those about untrusted devices, then those with the most cases first."""
         found: dict[Kind, list[Entry]] = {}
-        ordered = sorted(self.entries, key=lambda entry: (ORDER[entry.change.kind], -entry.cases, entry.change.look))
+
+        def urgency(entry: Entry) -> tuple[object, ...]:
+            return ORDER[entry.change.kind], UNTRUSTED not in entry.change.after, -cases([entry]), entry.change.look
+
+        ordered = sorted(self.entries, key=urgency)
         for entry in ordered:
             found.setdefault(BY_NAME[entry.change.kind], []).append(entry)
         return found
@@ -131,7 +143,7 @@ class Diff:
             "vendors": list(self.vendors),
             "scenarios": self.total,
             "changed": len(self.changed),
-            "counts": {kind.name: sum(entry.cases for entry in entries) for kind, entries in self.kinds().items()},
+            "counts": {kind.name: cases(entries) for kind, entries in self.kinds().items()},
             "changes": [_entry_json(kind, entry) for kind, entries in self.kinds().items() for entry in entries],
         }
 
@@ -160,7 +172,7 @@ def compare_kernels(
     tick: Callable[[], None] = lambda: None,
 ) -> Diff:
     """Play every scenario under both kernels and compare.  Raises ``InputError`` for a wrong scenario."""
-    diff = Diff(before.name, after.name, tuple(vendor.name for vendor in vendors), len(scenarios))
+    diff = Diff(before.name, after.name, tuple(vendor.name for vendor in vendors), len(scenarios), base_hint(before, after))
     entries: dict[tuple[str, str, str, str], Entry] = {}
     for scenario in scenarios:
         for vendor in vendors:
@@ -177,6 +189,15 @@ def compare_kernels(
                 entry.scenarios.setdefault(scenario.scenario, (scenario, []))[1].append(vendor.name)
     diff.entries = list(entries.values())
     return diff
+
+
+def base_hint(before: Kernel, after: Kernel) -> str:
+    """A better kernel to compare with, where the second was built on a stable release between the two."""
+    if isinstance(after, type(before)):
+        for base in STABLE.values():
+            if isinstance(after, type(base)) and isinstance(base, type(before)) and base.name not in (before.name, after.name):
+                return f"{after.name} is built on {base.name}: compare with that to see its own changes alone"
+    return ""
 
 
 Side = tuple[Result, list[Stage]]
@@ -203,7 +224,7 @@ def changes(scenario: Scenario, before: Side, after: Side) -> list[Change]:
 def _unplayed(result: Result) -> str:
     if result.boot is not None:
         return "plays"
-    return result.reason or listed(result.findings)
+    return (result.reason or listed(result.findings)).removeprefix(f"{result.vendor} ")
 
 
 def _walk(scenario: Scenario, old: Result, new: Result, old_stages: list[Stage], new_stages: list[Stage]) -> Iterator[Change]:
@@ -223,11 +244,12 @@ def _walk(scenario: Scenario, old: Result, new: Result, old_stages: list[Stage],
             a, b = old.steps[number - 1], new.steps[number - 1]
             touched = {mate for name in step.device_names() for stage in (was, now) for mate in _mates(stage, name)}
             change = _step_change(where, a, b, _state_of(was, touched), _state_of(now, touched))
-            if change is not None:
+            if change is not None and (subject(step), change.kind) not in told:
                 yield change
-                followed |= touched
                 if change.kind in ("dma-dies", "dma-lives"):
                     told |= {(name, change.kind) for name in touched}
+            if a.result != b.result:
+                followed |= touched
         for name in names:
             yield from _device_changes(name, where, was.get(name), now.get(name), followed, told)
 
@@ -265,7 +287,7 @@ def _step_change(where: str, a: StepResult, b: StepResult, was: DeviceState | No
         kind = f"{family}-accepted"
         if was and now and now.untrusted and _weaker(was.type, now.type):
             kind = "less-protection"
-            after += " (untrusted)"
+            after += UNTRUSTED
         return Change(kind, where, _outcome(a), after)
     return Change("other-errno", where, a.result, b.result)
 
@@ -322,7 +344,7 @@ def _died(where: str, was: DeviceState, now: DeviceState) -> Change | None:
 def _difference(name: str, where: str, was: DeviceState, now: DeviceState) -> Change:
     if was.type == now.type:
         return Change("other-groups", where, _company(name, was), _company(name, now), (name,))
-    note = " (untrusted)" if now.untrusted else ""
+    note = UNTRUSTED if now.untrusted else ""
     if _weaker(was.type, now.type):
         kind = "less-protection"
     elif _weaker(now.type, was.type):
@@ -392,11 +414,13 @@ def diff_page(diff: Diff, *, full: bool) -> Page:
     )
     if not kinds:
         return page
+    if diff.hint:
+        page.line(Span(diff.hint, "warn"))
     page.blank()
     page.pairs(
         [
             (
-                Span(str(sum(entry.cases for entry in entries)).rjust(5), SEVERITY_STYLE[kind.severity]),
+                Span(str(cases(entries)).rjust(5), SEVERITY_STYLE[kind.severity]),
                 Span(kind.title, SEVERITY_STYLE[kind.severity]),
                 Span(kind.meaning, "dim"),
             )
@@ -406,13 +430,16 @@ def diff_page(diff: Diff, *, full: bool) -> Page:
     for kind, entries in kinds.items():
         page.blank()
         page.line(Span(kind.title, SEVERITY_STYLE[kind.severity]), Span(f"  ({kind.severity})", "dim"))
-        for entry in entries:
+        shown = len(entries) if full or kind.severity != "cosmetic" else MOST_COSMETIC
+        for entry in entries[:shown]:
             change = entry.change
             page.line(
                 f"{change.where}: ", Span(change.before, "dim"), " → ", Span(change.after, SEVERITY_STYLE[kind.severity]), indent=2
             )
             for vendors, scenarios in entry.by_vendors().items():
                 who = "all vendors" if len(diff.vendors) > 1 and vendors == diff.vendors else listed(vendors)
-                shown = [f"{each.rule} {each.scenario}" if each.rule else each.scenario for each in scenarios]
-                page.line(Span(who, "name"), ": ", listed(shown, most=0 if full else 3), indent=6)
+                named = [f"{each.rule} {each.scenario}" if each.rule else each.scenario for each in scenarios]
+                page.line(Span(who, "name"), ": ", listed(named, most=0 if full else MOST_NAMED), indent=6)
+        if shown < len(entries):
+            page.line(Span(f"and {len(entries) - shown} more (--all shows them)", "dim"), indent=2)
     return page

@@ -225,9 +225,9 @@ def matrix_page(matrix: Matrix) -> Page:
                 cell = bundled.cell
                 text = f"{cell.answer.text} — {cell.findings[0]}" if cell.findings else cell.answer.text
                 grid.add(
-                    Span(row.scenario.scenario, "name" if number == 0 else "dim"),
-                    Span(row.scenario.rule or "", "plain" if number == 0 else "dim"),
-                    Span(marks, "warn"),
+                    Span(row.scenario.scenario, "name" if number == 0 else "repeat"),
+                    Span(row.scenario.rule or "", "plain" if number == 0 else "repeat"),
+                    Span(marks, "warn" if number == 0 else "repeat"),
                     names_or_all(bundled.vendors, matrix.vendor_names),
                     names_or_all(bundled.kernels, matrix.kernels),
                     Span(cell.outcome.value, OUTCOME_STYLE[cell.outcome]),

@@ -68,9 +68,11 @@ def device_state(device: Device) -> DeviceState:
 def why_dead(device: Device) -> str:
     """Why DMA of the device's driver fails, or nothing.
 
-    An unbound device on arm64 is given its DMA operations when a driver binds, so nothing can be said of it before.
+    A device on arm64 is given its DMA operations whenever a driver binds, so nothing can be said of one without a driver of the DMA
+    API.
     """
-    if device.driver is None and (device.system.boot.arch == "aarch64" or (device.unit is not None and device.unit.probes_at_bind)):
+    at_bind = device.system.boot.arch == "aarch64" or (device.unit is not None and device.unit.probes_at_bind)
+    if at_bind and (device.driver is None or device.driver_managed_dma):
         return ""
     if device.dma_works() is not False:
         return ""
@@ -78,4 +80,5 @@ def why_dead(device: Device) -> str:
         return "in no domain"
     if device.attached.type.uses_dma_api:
         return "mappings bypass the domain"
-    return f"in a {device.attached.type.sysfs} domain"
+    kind = device.attached.type.sysfs
+    return f"in {'an' if kind[0] in 'aeiou' else 'a'} {kind} domain"

@@ -37,6 +37,11 @@ class OptionFate:
     matters: bool
 
 
+def is_on(system: System) -> bool:
+    """Whether some unit translates."""
+    return any(not unit.failed for unit in system.units)
+
+
 def outcome_of(system: System) -> Hashable:
     """What a boot comes to, without its log: units, default, groups with their domains, who can do DMA."""
     groups = []
@@ -70,18 +75,28 @@ def without(cmdline: str, option: str) -> str:
 
 
 def option_fates(system: System, boot: BootSpec, play: Play) -> tuple[OptionFate, ...]:
-    """Every option that somebody reads or that looks like an IOMMU's, in the order written."""
-    whole = outcome_of(system)
+    """Every option that somebody reads or that looks like an IOMMU's, in the order written.
+
+    An option matters where the boot is another one without it, or where it is one of several that each switch remapping on or off.
+    """
+    whole, on = outcome_of(system), is_on(system)
+    bare = boot.cmdline
+    for report in system.boot.reports:
+        bare = without(bare, report.option)
+    several = is_on(play(boot.model_copy(update={"cmdline": bare}))) is not on
     fates = []
     for report in system.boot.reports:
         rest = boot.model_copy(update={"cmdline": without(boot.cmdline, report.option)})
-        fates.append(OptionFate(report.option, VERDICTS[report.verdict], report.note, outcome_of(play(rest)) != whole))
+        matters = outcome_of(play(rest)) != whole
+        if not matters and several:
+            matters = is_on(play(boot.model_copy(update={"cmdline": f"{report.option} {bare}".strip()}))) is on
+        fates.append(OptionFate(report.option, VERDICTS[report.verdict], report.note, matters))
     return tuple(fates)
 
 
 def on_off_reasons(system: System, boot: BootSpec, play: Play) -> tuple[str, ...]:
     """Why DMA remapping is on or off: the option without which it would not be, else the build, else the driver's line."""
-    on = _on(system)
+    on = is_on(system)
     state = "off" if on else "on"
     reasons = []
     options = list(dict.fromkeys(report.option for report in system.boot.reports))
@@ -89,9 +104,9 @@ def on_off_reasons(system: System, boot: BootSpec, play: Play) -> tuple[str, ...
     for option in options:
         bare = without(bare, option)
         rest = boot.model_copy(update={"cmdline": without(boot.cmdline, option)})
-        if _on(play(rest)) is not on:
+        if is_on(play(rest)) is not on:
             reasons.append(f"{option} on the command line: without it remapping is {state}")
-    if not reasons and len(options) > 1 and _on(play(boot.model_copy(update={"cmdline": bare}))) is not on:
+    if not reasons and len(options) > 1 and is_on(play(boot.model_copy(update={"cmdline": bare}))) is not on:
         reasons.append(f"{listed(options)} on the command line: without all of them remapping is {state}")
     if reasons:
         return tuple(reasons)
@@ -104,10 +119,6 @@ def on_off_reasons(system: System, boot: BootSpec, play: Play) -> tuple[str, ...
         )
     for option in system.vendor.ops.kernel_options(boot=system.boot):
         more = boot.model_copy(update={"cmdline": f"{boot.cmdline} {option.name}=on".strip()})
-        if len(more.cmdline) <= 4096 and _on(play(more)):
+        if len(more.cmdline) <= 4096 and is_on(play(more)):
             reasons.append(f"this kernel was built to leave it off; {option.name}=on would switch it on")
     return tuple(reasons) or ("the driver finds no IOMMU that it can use",)
-
-
-def _on(system: System) -> bool:
-    return any(not unit.failed for unit in system.units)

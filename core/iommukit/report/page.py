@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-STYLES = ("plain", "head", "name", "good", "bad", "warn", "dim")
-"""What a span may be: running text, a heading, a name, something fine, something wrong, something to look at, an aside."""
+STYLES = ("plain", "head", "name", "good", "bad", "warn", "dim", "repeat")
+"""What a span may be: running text, a heading, a name, something fine, something wrong, something to look at, an aside, and a cell
+that says the same as the one above (a terminal leaves it blank)."""
 
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 

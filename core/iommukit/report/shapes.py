@@ -231,7 +231,7 @@ class PredictionJson(TypedDict):
 
 @exact
 class BootsJson(TypedDict):
-    """What ``iommukit boot`` answers: a prediction for each boot and vendor, why other vendors cannot, and which plugins stopped."""
+    """What ``iommukit boot`` answers: predictions by boot and vendor, why other vendors cannot, which plugins stopped."""
 
     machine: str
     predictions: list[PredictionJson]

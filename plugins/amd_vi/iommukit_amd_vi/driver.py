@@ -24,10 +24,11 @@ from iommukit.machine.model import Machine
 from iommukit.policy import DmaApiPolicy, Era
 from iommukit.regions import RegionType, ReservedRegion
 from iommukit_amd_vi import options
+from iommukit_amd_vi.domains import allocate
 from iommukit_amd_vi.firmware import IVRS, Ivrs
 from iommukit_amd_vi.hardware import OPTIONS
 from iommukit_amd_vi.layout import HD_SUP, HT_WINDOW, MSI_WINDOW
-from iommukit_amd_vi.setup import DRIVER, AmdUnit, AmdVi, bring_up, detect, guest_tables
+from iommukit_amd_vi.setup import DRIVER, AmdUnit, AmdVi, bring_up, detect
 from iommukit_amd_vi.units import AcpiDevice, Iommu, Segment, is_iommu_class, unity_region
 
 VENDOR = "amd_vi"
@@ -272,6 +273,12 @@ def get_resv_regions(device: Device) -> Sequence[ReservedRegion]:
     return [*regions, *FIXED_REGIONS]
 
 
+@hookimpl
+def is_attach_deferred(device: Device) -> bool:
+    """In a kdump kernel each device keeps its old translation until its driver maps (``translation_pre_enabled``)."""
+    return _unit(device).driver.platform.hardware.translation_pre_enabled and device.attached is None
+
+
 # ---- policy ----------------------------------------------------------------------------------------------------------
 
 
@@ -324,66 +331,12 @@ def capable(device: Device, capability: str) -> bool:
 
 # ---- domains ---------------------------------------------------------------------------------------------------------
 
-PAGING = frozenset({DomainType.DMA, DomainType.DMA_FQ, DomainType.UNMANAGED})
-
 
 @hookimpl
 def domain_alloc(device: Device, type: DomainType) -> Domain | None:
     """A domain of the driver's generation (``amd_iommu_domain_alloc``, ``…_alloc_paging_flags``, static domains)."""
-    driver = _unit(device).driver
-    if driver.era < Era.V6_12:
-        return _alloc_6_1(driver, type)
-    if type is DomainType.BLOCKED:
-        driver.blocked = driver.blocked or Domain(type, page_sizes=0, static=True)
-        return driver.blocked
-    if type is DomainType.IDENTITY:
-        return _identity(driver)
-    if type not in PAGING:
-        return None
-    return _paging(driver, type, _format(device, driver, type))
-
-
-def _alloc_6_1(driver: AmdVi, type: DomainType) -> Domain | None:
-    """Any type: a blocked domain is one in which nothing is mapped."""
-    if type is DomainType.IDENTITY and driver.snp:
-        return None
-    host = type in (DomainType.IDENTITY, DomainType.UNMANAGED)
-    return _paging(driver, type, 1 if host else driver.table)
-
-
-def _identity(driver: AmdVi) -> Domain:
-    if driver.era >= Era.V7_2:
-        driver.identity = driver.identity or Domain(DomainType.IDENTITY, page_sizes=0, static=True)
-        return driver.identity
-    if driver.snp:
-        raise IommuError("ENOMEM", "SNP forbids identity")
-    return Domain(DomainType.IDENTITY, page_sizes=driver.options.page_sizes)
-
-
-def _format(device: Device, driver: AmdVi, type: DomainType) -> int:
-    """The page-table format: 1 (host tables) or 2 (guest tables).
-
-    Unmanaged domains use format 1 before 7.2.  7.2 gives devices with PASIDs format 2 where the IOMMU can.
-    """
-    if driver.era < Era.V7_2:
-        return 1 if type is DomainType.UNMANAGED else driver.table
-    iommu = _unit(device).iommu
-    if type is not DomainType.UNMANAGED and "pasid" in _capabilities(device) and driver.has_pasids(iommu) and not driver.snp:
-        return 2 if guest_tables(driver.features(iommu)) else driver.table
-    return driver.table
-
-
-def _paging(driver: AmdVi, type: DomainType, format: int) -> Domain:
-    """A domain with page tables; its aperture is enforced."""
-    if format == 1:
-        # Before 7.2 the tables grow as far as 64 bits whatever the hardware can walk.
-        bits = min(64, 12 + 9 * driver.host_levels) if driver.era >= Era.V7_2 else 64
-        page_sizes = driver.options.page_sizes
-    else:
-        # 7.2 leaves out the top half, so that the tables fit a PASID's sign-extended addresses too.
-        bits = 47 if driver.era >= Era.V7_2 else 48
-        page_sizes = options.V2_PAGE_SIZES
-    return Domain(type, aperture=(0, (1 << bits) - 1), page_sizes=page_sizes, generic_pt=driver.era >= Era.V7_2)
+    unit = _unit(device)
+    return allocate(unit.driver, unit.iommu, type, pasids="pasid" in _capabilities(device))
 
 
 @hookimpl

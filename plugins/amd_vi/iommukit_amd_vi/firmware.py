@@ -1,6 +1,6 @@
 """The IVRS table: which AMD IOMMUs there are, what they translate for, and which memory has to stay as it is.
 
-Sections are those of the AMD I/O Virtualization Technology (IOMMU) Specification, 5.2.  Addresses are physical, in bytes; a
+Sections are those of AMD's I/O Virtualization Technology (IOMMU) specification, 48882.  Addresses are physical, in bytes; a
 device id is bus, device and function in sixteen bits.
 """
 
@@ -72,7 +72,7 @@ HIGHEST_TYPE = 0x40
 
 
 class UnitFlags(IntFlag):
-    """Flags of an IVHD (5.2.2.1); what the first four say goes into the unit's control register."""
+    """Flags of an IVHD (5.2.2); what the first four say goes into the unit's control register."""
 
     HT_TUN_EN = 0x01
     PASS_PW = 0x02
@@ -85,7 +85,7 @@ class UnitFlags(IntFlag):
 
 
 class MemoryFlags(IntFlag):
-    """Flags of an IVMD (5.2.2.8)."""
+    """Flags of an IVMD (5.2)."""
 
     UNITY = 0x01
     READ = 0x02
@@ -187,12 +187,12 @@ class Ivhd(Block):
 
     @property
     def special_devices(self) -> tuple[Special, ...]:
-        """The I/O APICs and HPETs below the unit (5.2.2.4)."""
+        """The I/O APICs and HPETs below the unit (5.2.2.2)."""
         return tuple(entry for entry in self.entries if isinstance(entry, Special))
 
     @property
     def acpi_devices(self) -> tuple[AcpiHid, ...]:
-        """The devices of the ACPI namespace below the unit (5.2.2.7)."""
+        """The devices of the ACPI namespace below the unit (5.2.2.2)."""
         return tuple(entry for entry in self.entries if isinstance(entry, AcpiHid))
 
     def findings(self) -> Iterator[Problem]:
@@ -216,7 +216,7 @@ class Ivhd(Block):
 
 
 class Ivhd10(Ivhd):
-    """Type 10h: the legacy block, with a summary of the features (5.2.2.1)."""
+    """Type 10h: the legacy block, with a summary of the features (5.2.2)."""
 
     kind: Literal["ivhd10"] = "ivhd10"
     type: ClassVar[Tag] = Tag(1, 0x10)
@@ -233,7 +233,7 @@ class IvhdImage(Ivhd):
 
 
 class Ivhd11(IvhdImage):
-    """Type 11h (5.2.2.2)."""
+    """Type 11h (5.2.2)."""
 
     kind: Literal["ivhd11"] = "ivhd11"
     type: ClassVar[Tag] = Tag(1, 0x11)
@@ -241,7 +241,7 @@ class Ivhd11(IvhdImage):
 
 
 class Ivhd40(IvhdImage):
-    """Type 40h: as 11h, and may name devices of the ACPI namespace (5.2.2.3)."""
+    """Type 40h: as 11h, and may name devices of the ACPI namespace (5.2.2)."""
 
     kind: Literal["ivhd40"] = "ivhd40"
     type: ClassVar[Tag] = Tag(1, 0x40)
@@ -249,7 +249,7 @@ class Ivhd40(IvhdImage):
 
 
 class Ivmd(Block):
-    """An I/O virtualization memory definition (5.2.2.8): ``length_bytes`` of memory from ``start`` on.
+    """An I/O virtualization memory definition (5.2): ``length_bytes`` of memory from ``start`` on.
 
     ``device`` and ``last_device`` delimit whom it is for: type 20h all devices, 21h the first, 22h the range.
     """

@@ -1,6 +1,6 @@
 """The device entries of an IVHD block: which requests a unit translates, and how.
 
-Sections are those of the AMD I/O Virtualization Technology (IOMMU) Specification, 5.2.2.  A device id is bus, device and
+The specification is AMD's I/O Virtualization Technology (IOMMU), 48882, section 5.2.2.2.  A device id is bus, device and
 function in sixteen bits.
 """
 
@@ -36,7 +36,7 @@ ACPI_HID_FIXED = 22
 
 
 class DteFlags(IntFlag):
-    """Data setting of a device entry: what goes into the device's DTE (5.2.2.2); bits 5:4 are one field, SysMgt."""
+    """Data setting of a device entry: what goes into the device's table entry; bits 5:4 are one field, SysMgt."""
 
     INIT_PASS = 0x01
     EINT_PASS = 0x02
@@ -48,14 +48,14 @@ class DteFlags(IntFlag):
 
 
 class Variety(Code):
-    """What a special device is (5.2.2.4)."""
+    """What a special device is."""
 
     IOAPIC = 1
     HPET = 2
 
 
 class UidFormat(Code):
-    """How an ACPI HID entry gives its unique id (5.2.2.7)."""
+    """How an ACPI HID entry gives its unique id."""
 
     NONE = 0
     INTEGER = 1
@@ -95,7 +95,7 @@ class UniqueId(Wire):
 
 
 class Entry(Structure):
-    """What all device entries share: the type in the first byte, whose top bits give the entry's length (5.2.2.1)."""
+    """What all device entries share: the type in the first byte, whose top bits give the entry's length."""
 
     @classmethod
     def extent(cls, data: bytes) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field as Key
+from pydantic import StrictBool
 
 from iommukit.errors import InputError
 from iommukit.machine.documents import validate_document
@@ -29,6 +30,7 @@ OPTIONS: dict[str, str] = {
     "dma_remap": "IVinfo DmaRemapSup: firmware protected memory from DMA before the kernel started",
     "interrupt_remapping": "the firmware table lists the south bridge's I/O APIC, without which interrupts are not remapped",
     "irt_cache_dis": "the IRTCacheDis control bit can be set",
+    "translation_pre_enabled": "the IOMMUs translate already: a kdump kernel after a crash",
     "units": "a list with efr, efr2 or np_cache for each IOMMU, in the order of the firmware table",
 }
 """The keys, each with one line."""
@@ -39,25 +41,26 @@ class UnitHardware(Strict):
 
     efr: Number | None = None
     efr2: Number | None = None
-    np_cache: bool | None = None
+    np_cache: StrictBool | None = None
 
 
 class Hardware(Strict):
     """``hardware`` of a machine; ``None`` where nothing is said."""
 
-    np_cache: bool = False
+    np_cache: StrictBool = False
     efr: Number | None = None
     efr2: Number = 0
-    ppr: bool | None = None
-    guest_translation: bool | None = None
-    gio_sup: bool | None = None
+    ppr: StrictBool | None = None
+    guest_translation: StrictBool | None = None
+    gio_sup: StrictBool | None = None
     hats: Annotated[int, Key(ge=0, le=3)] | None = None
-    hd_sup: bool | None = None
-    snp: bool = False
-    efr_sup: bool | None = None
-    dma_remap: bool | None = None
-    interrupt_remapping: bool | None = None
-    irt_cache_dis: bool = True
+    hd_sup: StrictBool | None = None
+    snp: StrictBool = False
+    efr_sup: StrictBool | None = None
+    dma_remap: StrictBool | None = None
+    interrupt_remapping: StrictBool | None = None
+    irt_cache_dis: StrictBool = True
+    translation_pre_enabled: StrictBool = False
     units: tuple[UnitHardware, ...] = ()
 
     def unit(self, index: int) -> UnitHardware:

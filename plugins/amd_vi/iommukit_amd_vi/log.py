@@ -79,6 +79,13 @@ def interrupt_lines(platform: Platform) -> Iterator[str]:
         yield "AMD-Vi: Disabling interrupt remapping"
 
 
+def takeover_lines(platform: Platform) -> Iterator[str]:
+    """A kdump kernel takes over the device table of the kernel that crashed (``early_enable_iommus``)."""
+    if platform.hardware.translation_pre_enabled:
+        yield "AMD-Vi: Translation is already enabled - trying to copy translation structures"
+        yield "AMD-Vi: Copied DEV table from previous kernel."
+
+
 def cache_lines(platform: Platform, options: AmdOptions) -> Iterator[str]:
     """The answer to ``amd_iommu=irtcachedis`` (``iommu_enable_irtcachedis``)."""
     if options.irt_cache_disabled:

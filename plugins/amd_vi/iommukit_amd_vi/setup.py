@@ -115,8 +115,14 @@ def detect(machine: Machine, boot: BootState) -> AmdVi:
         _choose_tables_early(driver, boot)
     boot.log.extend(log.interrupt_lines(platform))
     if driver.interrupts_remapped:
-        boot.log.extend(log.cache_lines(platform, options))
+        _enable(driver, boot)
     return driver
+
+
+def _enable(driver: AmdVi, boot: BootState) -> None:
+    """Switch the hardware on (``early_enable_iommus``)."""
+    boot.log.extend(log.takeover_lines(driver.platform))
+    boot.log.extend(log.cache_lines(driver.platform, driver.options))
 
 
 def _has_stoney_ridge(machine: Machine) -> bool:
@@ -160,7 +166,7 @@ def bring_up(driver: AmdVi, boot: BootState) -> list[Iommu]:
         return []
     platform = driver.platform
     if not driver.interrupts_remapped:
-        boot.log.extend(log.cache_lines(platform, driver.options))
+        _enable(driver, boot)
     if platform.hardware.snp and platform.iommus:
         _enable_snp(driver, boot)
     for iommu in platform.iommus:

@@ -1,6 +1,6 @@
 """The IORT table: how requester ids become stream ids of SMMUs and device ids of interrupt translation services.
 
-Sections are those of Arm's IO Remapping Table specification (DEN 0049).
+The specification is Arm's IO Remapping Table, DEN 0049E.b, chapter 3.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Mapped(Generic[N]):
 
 
 class Iort(Table):
-    """The IO Remapping Table (3, table 2)."""
+    """The IO Remapping Table (table 2)."""
 
     signature: ClassVar[Tag] = Tag(4, b"IORT")
     revision: U8 = 6

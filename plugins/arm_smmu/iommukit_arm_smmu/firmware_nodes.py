@@ -1,7 +1,7 @@
 """The nodes of the IORT table.
 
-Sections are those of Arm's IO Remapping Table specification (DEN 0049), chapter 3.  Nodes refer to each other by ``label``;
-the table holds offsets.  Addresses are physical, in bytes.
+Tables are those of Arm's IO Remapping Table specification, DEN 0049E.b, chapter 3; where none is named, the node type's own
+table is meant.  Nodes refer to each other by ``label``; the table holds offsets.  Addresses are physical, in bytes.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from iommukit.machine.acpi import (
 
 
 class MappingFlags(IntFlag):
-    """Flags of an ID mapping (3.1.2)."""
+    """Flags of an ID mapping (table 4)."""
 
     SINGLE = 1
 
 
 class IdMapping(Structure):
-    """Input ids ``input_base``..``input_base + id_count`` become ids from ``output_base`` on at ``target`` (3.1.2).
+    """Input ids ``input_base``..``input_base + id_count`` become ids from ``output_base`` on at ``target`` (table 4).
 
     ``id_count`` is the number of ids less one, as in the table.  A single mapping gives ``output_base`` for any input.
     """
@@ -77,7 +77,7 @@ class IdMapping(Structure):
 
 
 class Node(Block):
-    """What all nodes share (3.1.1); ``label`` is how others refer to the node, and is not in the table."""
+    """What all nodes share (table 3); ``label`` is how others refer to the node, and is not in the table."""
 
     newest: ClassVar[int] = 0xFF
     """The newest revision that this description knows."""
@@ -147,7 +147,7 @@ class MappedNode(Node):
 
 
 class ItsGroup(Node):
-    """A group of interrupt translation services (3.1.1.1)."""
+    """A group of interrupt translation services (type 0, table 12)."""
 
     newest: ClassVar[int] = 1
     kind: Literal["its_group"] = "its_group"
@@ -159,7 +159,7 @@ class ItsGroup(Node):
 
 
 class AllocationHints(IntFlag):
-    """Cache allocation of a coherent device (3.1.1.2)."""
+    """Cache allocation of a coherent device (memory access properties)."""
 
     TRANSIENT = 1
     WRITE_ALLOCATE = 2
@@ -168,7 +168,7 @@ class AllocationHints(IntFlag):
 
 
 class MemoryAccess(IntFlag):
-    """How a device reaches memory (3.1.1.2): a coherent path, attributes of its own, write-back forced."""
+    """How a device reaches memory (memory access properties): a coherent path, attributes of its own, write-back forced."""
 
     CPM = 1
     DACS = 2
@@ -183,7 +183,7 @@ def _coherency(node: NamedComponent | RootComplex) -> Iterator[Problem]:
 
 
 class NamedComponent(MappedNode):
-    """A device of the ACPI namespace (3.1.1.2).  ``memory_address_limit`` counts the address bits that the device drives."""
+    """A device of the ACPI namespace (type 1).  ``memory_address_limit`` counts the address bits that the device drives."""
 
     newest: ClassVar[int] = 4
     targets: ClassVar[tuple[str, ...]] = ("smmu", "smmuv3", "its_group")
@@ -216,7 +216,7 @@ class NamedComponent(MappedNode):
 
 
 class AtsAttribute(IntFlag):
-    """What a root complex supports of ATS (3.1.1.3)."""
+    """What a root complex supports of ATS (table 17)."""
 
     ATS = 1
     PRI = 2
@@ -224,13 +224,13 @@ class AtsAttribute(IntFlag):
 
 
 class RootComplexFlags(IntFlag):
-    """Flags of a root complex, revision 4 on (3.1.1.3)."""
+    """Flags of a root complex, revision 4 on (table 17)."""
 
     PASID = 1
 
 
 class RootComplex(MappedNode):
-    """A PCI root complex (3.1.1.3); its input ids are requester ids of its segment."""
+    """A PCI root complex (type 2, table 17); its input ids are requester ids of its segment."""
 
     newest: ClassVar[int] = 4
     targets: ClassVar[tuple[str, ...]] = ("smmu", "smmuv3", "its_group")
@@ -256,7 +256,7 @@ class RootComplex(MappedNode):
 
 
 class InterruptFlags(IntFlag):
-    """Flags of an SMMUv1 or v2 interrupt (3.1.1.4)."""
+    """Flags of an SMMUv1 or v2 interrupt (type 3)."""
 
     EDGE = 1
 
@@ -269,7 +269,7 @@ class Interrupt(Structure):
 
 
 class SmmuModel(Code):
-    """What an SMMUv1 or v2 is (3.1.1.4)."""
+    """What an SMMUv1 or v2 is (type 3)."""
 
     SMMUV1 = 0
     SMMUV2 = 1
@@ -280,14 +280,14 @@ class SmmuModel(Code):
 
 
 class SmmuFlags(IntFlag):
-    """Flags of an SMMUv1 or v2 (3.1.1.4)."""
+    """Flags of an SMMUv1 or v2 (type 3)."""
 
     DVM = 1
     COHERENT_WALK = 2
 
 
 class Smmu(MappedNode):
-    """An SMMUv1 or SMMUv2 (3.1.1.4): ``span`` bytes of registers; the global interrupts are NSgIrpt and NSgCfgIrpt."""
+    """An SMMUv1 or SMMUv2 (type 3): ``span`` bytes of registers; the global interrupts are NSgIrpt and NSgCfgIrpt."""
 
     newest: ClassVar[int] = 3
     kind: Literal["smmu"] = "smmu"
@@ -309,7 +309,7 @@ class Smmu(MappedNode):
 
 
 class SmmuV3Model(Code):
-    """What an SMMUv3 is (3.1.1.5)."""
+    """What an SMMUv3 is (table 9)."""
 
     GENERIC = 0
     HISILICON_HI161X = 1
@@ -317,7 +317,7 @@ class SmmuV3Model(Code):
 
 
 class SmmuV3Flags(IntFlag):
-    """Flags of an SMMUv3 (3.1.1.5)."""
+    """Flags of an SMMUv3 (table 9)."""
 
     COHACC_OVERRIDE = 1
     HTTU_ACCESS = 2
@@ -327,7 +327,7 @@ class SmmuV3Flags(IntFlag):
 
 
 class SmmuV3(MappedNode):
-    """An SMMUv3 (3.1.1.5).  Interrupts are GSIVs, 0 where the unit sends a message instead."""
+    """An SMMUv3 (type 4, table 9).  Interrupts are GSIVs, 0 where the unit sends a message instead."""
 
     newest: ClassVar[int] = 5
     kind: Literal["smmuv3"] = "smmuv3"
@@ -360,7 +360,7 @@ class SmmuV3(MappedNode):
 
 
 class Pmcg(MappedNode):
-    """A performance monitor counter group (3.1.1.6), of the node ``node`` if it belongs to one."""
+    """A performance monitor counter group (type 5), of the node ``node`` if it belongs to one."""
 
     newest: ClassVar[int] = 2
     kind: Literal["pmcg"] = "pmcg"
@@ -379,7 +379,7 @@ class Pmcg(MappedNode):
 
 
 class MemoryRange(Structure):
-    """A range of reserved memory (3.1.1.7): ``length`` bytes from ``base`` on, whole pages of 64 KiB."""
+    """A range of reserved memory (type 6): ``size`` bytes from ``base`` on, whole pages of 64 KiB."""
 
     base: Address = Field(title="Physical Range Offset")
     size: Hex64 = Field(title="Physical Range Length")
@@ -387,7 +387,7 @@ class MemoryRange(Structure):
 
 
 class Rmr(MappedNode):
-    """Memory that a device goes on using (3.1.1.7); the mappings say through which stream ids of which SMMU."""
+    """Memory that a device goes on using (type 6); the mappings say through which stream ids of which SMMU."""
 
     newest: ClassVar[int] = 3
     targets: ClassVar[tuple[str, ...]] = ("smmu", "smmuv3")

@@ -1,0 +1,91 @@
+"""The suite without pytest: all cases, and running them against one vendor."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from iommukit.kernel.kernel import Kernel
+from iommukit.kernel.profiles import PROFILES
+from iommukit.scenario.result import Outcome
+from iommukit.vendors import VendorRegistry
+from iommukit_conformance.case import EVERY, Case, CaseList, HarnessFault, Scope, Stage, Verdict, decide
+from iommukit_conformance.lab import Bench
+
+MODULES = (
+    "smoke",
+    "declaration",
+    "boot",
+    "policy",
+    "domains",
+    "regions",
+    "groups",
+    "firmware",
+    "scenarios",
+    "watched",
+)
+"""The modules ``test_….py`` whose cases are run against vendors."""
+
+
+@lru_cache(maxsize=1)
+def cases() -> tuple[Case, ...]:
+    """All cases that are run against vendors, in the order of their stages."""
+    found: list[Case] = []
+    for name in MODULES:
+        module = importlib.import_module(f"iommukit_conformance.test_{name}")
+        for value in vars(module).values():
+            found.extend(expand(value, module.__name__))
+    return tuple(sorted((case for case in found if case.scope is not Scope.SUITE), key=lambda case: case.stage))
+
+
+def expand(value: object, module: str) -> Iterator[Case]:
+    """The cases that a module's name stands for."""
+    if isinstance(value, Case):
+        yield value
+    elif isinstance(value, CaseList):
+        yield from value.make()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A case that was run."""
+
+    case: Case
+    kernel: str
+    verdict: Verdict
+
+
+def run_vendor(
+    registry: VendorRegistry,
+    vendor: str,
+    kernels: Iterable[Kernel] = tuple(PROFILES.values()),
+    *,
+    stages: frozenset[Stage] = frozenset(Stage),
+    scenarios_too: bool = True,
+) -> list[Ran]:
+    """Run every case that fits against one vendor, whatever the smoke cases say.  Raises ``HarnessFault``."""
+    bench = Bench(registry)
+    done: list[Ran] = []
+    first = True
+    for kernel in kernels:
+        lab = bench.lab(vendor, kernel)
+        lab.scenarios_too = scenarios_too
+        for case in cases():
+            if case.stage not in stages or case.vendor not in (None, vendor) or not case.fits(kernel.name, kernel.era):
+                continue
+            if case.scope is Scope.VENDOR and not first:
+                continue
+            shown = EVERY if case.scope is Scope.VENDOR else kernel.name
+            done.append(Ran(case, shown, decide(case, lab)))
+        first = False
+    return done
+
+
+def failures(done: Iterable[Ran]) -> list[Ran]:
+    """The cases that failed."""
+    return [ran for ran in done if ran.verdict.outcome is Outcome.FAIL]
+
+
+__all__ = ["MODULES", "HarnessFault", "Ran", "cases", "expand", "failures", "run_vendor"]

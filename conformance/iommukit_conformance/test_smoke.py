@@ -1,0 +1,111 @@
+"""Smoke: first the suite itself, then whether a vendor boots and answers at all.
+
+A suite that cannot tell right from wrong says so and judges nobody.  A vendor that does not boot a trivial machine is not
+examined any further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from iommukit.errors import InputError
+from iommukit.kernel.profiles import PROFILES
+from iommukit_conformance.case import Case, CaseList, Finding, Findings, Scope, Stage, case, hold
+from iommukit_conformance.drills import drills
+from iommukit_conformance.lab import NIC, Lab
+from iommukit_conformance.rules import RULES
+from iommukit_conformance.scenarios import scenarios, unreadable
+
+HOOKS_OF_A_DEVICE = (
+    "def_domain_type",
+    "prefer_dma_api_fq",
+    "flush_queue_options",
+    "get_resv_regions",
+    "is_attach_deferred",
+)
+ANSWERS_TO_ALL = ("DRV-02", "DRV-10", "DRV-17", "DRV-20", "DRV-50", "DRV-60")
+"""Rules of which a breach means that a hook is unusable."""
+
+
+# ---- the suite itself ------------------------------------------------------------------------------------------------
+
+
+def _kernels(lab: Lab) -> Findings:
+    yield hold(PROFILES, "there is no kernel profile")
+    for name, kernel in PROFILES.items():
+        yield hold(kernel.name == name, f"the profile {name!r} calls itself {kernel.name!r}")
+        system = lab.with_kernel(kernel).boot(NIC)
+        yield hold(system.devices["nic"].group is not None, f"{name} gives the reference's device no group")
+
+
+def _scenarios(lab: Lab) -> Findings:
+    yield hold(not unreadable(), f"the shipped scenarios cannot be read: {unreadable()}")
+    names = set(PROFILES) | {"*", "6.1.192"}
+    for scenario in scenarios():
+        unknown = set(scenario.expect) - names
+        yield hold(not unknown, f"scenario {scenario.scenario} expects something of {', '.join(unknown)}: no such kernel")
+    yield hold(drills(), "there are no drills")
+
+
+def _right(lab: Lab) -> Findings:
+    from iommukit_conformance.wrong.runner import judge_reference
+
+    for ran in judge_reference(("rfc",)):
+        for finding in ran.verdict.findings:
+            yield f"the reference is rejected: {finding} [{ran.case.name}]"
+        yield None
+
+
+def _wrong(lab: Lab) -> Findings:
+    from iommukit_conformance.wrong import SMOKE
+    from iommukit_conformance.wrong.runner import judge_wrong
+
+    for driver in SMOKE:
+        judged = judge_wrong(driver)
+        yield hold(judged.named, f"the wrong driver {driver.name} is accepted: {driver.mistake}")
+
+
+def _harness_cases() -> list[Case]:
+    checks = {
+        "kernels_load": _kernels,
+        "scenarios_load": _scenarios,
+        "a_right_driver_passes": _right,
+        "a_wrong_driver_fails": _wrong,
+    }
+    title = RULES["SUITE-1"].statement
+    return [Case(name, check, "SUITE-1", title, Stage.HARNESS, Scope.SUITE) for name, check in checks.items()]
+
+
+HARNESS = CaseList(_harness_cases)
+
+
+# ---- a vendor --------------------------------------------------------------------------------------------------------
+
+
+@case("DRV-06", stage=Stage.SMOKE)
+def test_an_ordinary_machine_boots(lab: Lab) -> Findings:
+    """One network card on the root bus, as the kernel is built by default."""
+    try:
+        system = lab.boot(NIC)
+    except InputError as error:
+        yield f"a machine of one network card cannot be booted: {error}"
+        return
+    yield hold(system.units, "no unit is found")
+    names = [unit.name for unit in system.units]
+    yield hold(len(set(names)) == len(names), f"two units have one name: {', '.join(names)}")
+    yield hold(system.devices["nic"].group is not None, "the network card is in no group")
+
+
+@case("DRV-06", stage=Stage.SMOKE)
+def test_every_hook_answers(lab: Lab) -> Findings:
+    """What the core asks of a device, asked once."""
+    device = lab.plain()
+    for hook in HOOKS_OF_A_DEVICE:
+        getattr(lab.ops, hook)(device=device)
+    lab.ops.capable(device=device, capability="cache_coherency")
+    yield None
+    yield from _unusable(lab)
+
+
+def _unusable(lab: Lab) -> Sequence[Finding]:
+    return [finding for finding in lab.recorder.findings if finding.rule in ANSWERS_TO_ALL]

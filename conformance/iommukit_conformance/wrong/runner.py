@@ -1,0 +1,60 @@
+"""Running the suite against wrong drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from iommukit.kernel.profiles import PROFILES, get_kernel
+from iommukit.vendors import VendorRegistry
+from iommukit_conformance.case import Finding, HarnessFault, Stage
+from iommukit_conformance.reference import NAME, Reference
+from iommukit_conformance.suite import Ran, failures, run_vendor
+from iommukit_conformance.wrong.base import Wrong
+
+STAGES = frozenset({Stage.SMOKE, Stage.CONTRACT, Stage.WATCH})
+"""Scenarios judge kernels and drivers together; what tells a wrong driver is the contract and the watching."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A wrong driver and what rejected it."""
+
+    driver: type[Wrong]
+    findings: tuple[Finding, ...]
+
+    @property
+    def named(self) -> bool:
+        """Whether the rule that names the mistake has rejected it."""
+        return any(finding.rule == self.driver.rule for finding in self.findings)
+
+    @property
+    def found(self) -> str:
+        """What that rule found first."""
+        return next((finding.text for finding in self.findings if finding.rule == self.driver.rule), "")
+
+    @property
+    def others(self) -> list[str]:
+        """The further rules that have rejected it."""
+        return sorted({finding.rule for finding in self.findings} - {self.driver.rule})
+
+
+def _registry(driver: Reference) -> VendorRegistry:
+    registry = VendorRegistry()
+    registry.register(driver, NAME)
+    return registry
+
+
+def judge_wrong(driver: type[Wrong]) -> Judged:
+    """Run the suite against one wrong driver, under the kernel that shows its mistake."""
+    done = run_vendor(_registry(driver()), NAME, [get_kernel(driver.kernel)], stages=STAGES, scenarios_too=False)
+    return Judged(driver, tuple(finding for ran in failures(done) for finding in ran.verdict.findings))
+
+
+def judge_reference(kernels: Iterable[str] = tuple(PROFILES)) -> Sequence[Ran]:
+    """The control: what fails of the reference itself, which should be nothing."""
+    chosen = [get_kernel(name) for name in kernels]
+    return failures(run_vendor(_registry(Reference()), NAME, chosen, stages=STAGES, scenarios_too=False))
+
+
+__all__ = ["HarnessFault", "Judged", "judge_reference", "judge_wrong"]
