@@ -45,6 +45,7 @@ HEARD: dict[str, str | None] = {
     "DRV-15": None,
     "DRV-17": None,
     "DRV-20": "def_domain_type",
+    "DRV-21": "def_domain_type",
     "DRV-30": "domain_alloc",
     "DRV-31": "domain_alloc",
     "DRV-34": "attach_dev",
@@ -52,6 +53,7 @@ HEARD: dict[str, str | None] = {
     "DRV-38": "domain_alloc",
     "DRV-40": "flush_queue_options",
     "DRV-50": "get_resv_regions",
+    "DRV-53": "get_resv_regions",
     "DRV-60": "device_group",
 }
 """The rules that are heard in a driver's answers, and the hook without which there is nothing to hear."""
@@ -69,12 +71,14 @@ class Recorder:
         self.findings: list[Finding] = []
         self.checked: Counter[str] = Counter()
         self._handed: dict[int, tuple[Domain, DomainType]] = {}
+        self._said: dict[tuple[str, Device], Any] = {}
 
     def begin(self) -> None:
         """Forget everything."""
         self.findings = []
         self.checked = Counter()
         self._handed = {}
+        self._said = {}
 
     def asked_for(self, domain: Domain) -> DomainType | None:
         """What the core asked for when the driver answered this domain; ``None`` for a domain that it never answered."""
@@ -92,6 +96,13 @@ class Recorder:
         self.checked[rule] += 1
         if not condition:
             self.note(rule, otherwise)
+
+    def _same(self, rule: str, hook: str, device: Device, answer: Any) -> None:
+        """Hold an answer about a device against the one before."""
+        before = self._said.setdefault((hook, device), answer)
+        self.checked[rule] += 1
+        if before != answer:
+            self.note(rule, f"{hook}({device.label}) answers {_shown(answer)}, and before {_shown(before)}")
 
     # ---- what all hooks have in common -------------------------------------------------------------------------------
 
@@ -141,8 +152,11 @@ class Recorder:
 
     @hookimpl(wrapper=True)
     def def_domain_type(self, device: Device) -> Wrapper:
-        """A policy."""
-        return (yield from self._watch("def_domain_type", device.label, device))
+        """A policy, the same each time."""
+        answer = yield from self._watch("def_domain_type", device.label, device)
+        if isinstance(answer, DmaApiPolicy):
+            self._same("DRV-21", "def_domain_type", device, answer)
+        return answer
 
     @hookimpl(wrapper=True)
     def prefer_dma_api_fq(self, device: Device) -> Wrapper:
@@ -183,7 +197,7 @@ class Recorder:
 
     @hookimpl(wrapper=True)
     def get_resv_regions(self, device: Device) -> Wrapper:
-        """Well-formed regions."""
+        """Well-formed regions; direct ones are the same each time, others may depend on what is attached."""
         regions = yield from self._watch("get_resv_regions", device.label, device)
         for region in regions or ():
             fine = (
@@ -192,6 +206,8 @@ class Recorder:
                 and 0 <= region.start <= region.end <= LAST
             )
             self.check("DRV-50", fine, f"get_resv_regions({device.label}) answered {_region(region)}")
+        direct = {_region(region) for region in regions or () if isinstance(region, ReservedRegion) and region.type.is_direct}
+        self._same("DRV-53", "get_resv_regions", device, direct)
         return regions
 
     @hookimpl(wrapper=True)
@@ -270,6 +286,12 @@ def _core_state(device: Device, hook: str) -> tuple[Any, ...]:
         None if hook == "probe_finalize" else device.dma_ops,
         None if hook in MAY_ATTACH else device.attached,
     )
+
+
+def _shown(answer: Any) -> str:
+    if isinstance(answer, set):
+        return ", ".join(sorted(answer)) or "no direct region"
+    return str(getattr(answer, "name", answer))
 
 
 def _name(unit: Any) -> str:

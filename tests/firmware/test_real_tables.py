@@ -93,7 +93,7 @@ def test_the_unit_type_of_each_machine(good_tables: list[RealTable]) -> None:
 def test_parsing_is_quick(good_tables: list[RealTable]) -> None:
     for _, format_, data in good_tables:
         format_.parse(data)
-    start = time.perf_counter()
+    start = time.process_time()
     for _, format_, data in good_tables:
         format_.parse(data)
-    assert (time.perf_counter() - start) / len(good_tables) < 0.005, "a table takes well below a millisecond"
+    assert (time.process_time() - start) / len(good_tables) < 0.005, "a table takes well below a millisecond"

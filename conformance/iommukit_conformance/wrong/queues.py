@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from iommukit.device import Device
+from iommukit.domain import Domain, DomainType
 from iommukit.errors import IommuError
 from iommukit.hookspecs import FlushQueueOptions, hookimpl
 from iommukit.kernel.boot import BootState
@@ -45,9 +46,12 @@ class LazyWithoutAQueue(Wrong):
     kernel = "6.1"
 
     @hookimpl
-    def domain_alloc(self, device, type):  # type: ignore[no-untyped-def]  # noqa: D102
-        plain = Wrong.domain_alloc(self, device, type)
-        return plain
+    def domain_alloc(self, device: Device, type: DomainType) -> Domain | None:
+        """Lazy or strict, all the same."""
+        domain = super().domain_alloc(device, DomainType.DMA if type is DomainType.DMA_FQ else type)
+        if domain is not None and type is DomainType.DMA_FQ:
+            domain.type = type
+        return domain
 
     @hookimpl
     def prefer_dma_api_fq(self, device: Device) -> bool:

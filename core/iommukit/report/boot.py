@@ -7,7 +7,7 @@ only ever grow when isolation is missing, so everything between the two agrees a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from iommukit.kernel.profiles import get_kernel
 from iommukit.kernel.start import start_system
 from iommukit.kernel.system import System
 from iommukit.machine.model import BootSpec, CapturedBoot, Machine, Observed
-from iommukit.report.option_effects import OptionFate, is_on, on_off_reasons, option_fates
+from iommukit.report.option_effects import OPT_IN, OptionFate, is_on, on_off_reasons, option_fates
 from iommukit.report.page import counted, listed
 from iommukit.scenario.result import UNDECIDED
 from iommukit.vendors import Vendor, VendorRegistry
@@ -272,40 +272,55 @@ def _groups(isolated: System, merged: System) -> tuple[tuple[PredictedGroup, ...
 # ---- warnings --------------------------------------------------------------------------------------------------------
 
 MODES = {"strict mode": "DMA", "lazy mode": "DMA-FQ"}
+"""A policy line's words and the type that they promise."""
+NO_PROTECTION = "identity is no protection"
 
 
-def _warnings(prediction: Prediction) -> Iterable[str]:
+def _warnings(prediction: Prediction) -> Iterator[str]:
     """What users get wrong about such a boot, worst first."""
-    types = [group.type for group in prediction.groups] + [each.type for each in prediction.undecided]
-    policy_lines = [line for line in prediction.log if line.startswith("iommu: D")]
-    if not prediction.enabled:
+    lines = [line for line in prediction.log if line.startswith("iommu: D")]
+    if prediction.enabled:
+        yield from _open_devices(prediction)
+    else:
         yield "no IOMMU is on: every device reaches all memory"
-        if policy_lines:
-            yield f"the kernel prints '{policy_lines[0]}' all the same: that line says nothing about an IOMMU being on"
-    for label in prediction.untrusted:
-        group = next((group for group in prediction.groups if label in group.devices), None)
-        if prediction.enabled and (group is None or group.type != "DMA"):
-            yield f"{label} is untrusted and {'in no group' if group is None else group.type}, not strictly translated"
-    open_groups = types.count("identity")
-    if prediction.enabled and open_groups:
-        cause = next(
-            (f"{fate.option}: " for fate in prediction.options if fate.verdict == "effective" and "identity" in fate.note), ""
-        )
-        yield (
-            f"{cause}identity is no protection: {open_groups} of {counted(len(types), 'group')}"
-            f" {'reaches' if open_groups == 1 else 'reach'} all memory"
-        )
+        if lines:
+            yield f"the kernel prints '{lines[0]}' all the same: that line does not mean that an IOMMU is on"
     for fate in prediction.options:
         if fate.verdict in ("unknown", "invalid"):
             yield f"{fate.option} does nothing: {fate.note}"
         elif not fate.matters and fate.verdict == "effective":
             yield f"{fate.option} makes no difference here: without it the groups, their types and the default are the same"
     if prediction.enabled:
-        for line in policy_lines:
-            for mode, kind in MODES.items():
-                others = [other for other in MODES.values() if other != kind]
-                if mode in line and kind not in types and others[0] in types:
-                    yield f"the kernel prints '{line}', but translated groups are {others[0]}"
+        yield from _misleading_lines(prediction, lines)
+
+
+def _open_devices(prediction: Prediction) -> Iterator[str]:
+    """Untrusted devices that are not strictly translated; devices in identity domains, and why they are."""
+    kinds = {label: group.type for group in prediction.groups for label in group.devices}
+    kinds |= {label: each.type for each in prediction.undecided for label in each.devices}
+    for label in prediction.untrusted:
+        if kinds.get(label) != "DMA":
+            yield f"{label} is untrusted and {kinds.get(label, 'in no group')}, not strictly translated"
+    reached = sum(kind == "identity" for kind in kinds.values())
+    if not reached:
+        return
+    cause = next((fate.option for fate in prediction.options if fate.verdict == "effective" and "identity" in fate.note), "")
+    if not cause and prediction.default == "IDENTITY" and any(OPT_IN in line for line in prediction.log):
+        cause = "the platform's opt-in translates only for devices behind external-facing ports"
+    yield f"{cause + ': ' if cause else ''}{NO_PROTECTION}: {reached} of {counted(len(kinds), 'device')} can reach all memory"
+
+
+def _misleading_lines(prediction: Prediction, lines: Sequence[str]) -> Iterator[str]:
+    """Policy lines that something overruled after they had been printed."""
+    types = {group.type for group in prediction.groups} | {each.type for each in prediction.undecided}
+    for line in lines:
+        if prediction.default == "IDENTITY" and "Passthrough" not in line:
+            yield f"the kernel prints '{line}', but the default became identity afterwards"
+            return
+        for mode, kind in MODES.items():
+            other = next(each for each in MODES.values() if each != kind)
+            if mode in line and kind not in types and other in types:
+                yield f"the kernel prints '{line}', but translated groups are {other}"
 
 
 # ---- comparison ------------------------------------------------------------------------------------------------------

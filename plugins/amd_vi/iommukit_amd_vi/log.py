@@ -125,8 +125,14 @@ def summary_lines(
         if iommu.efr_known and (release < GLOBAL_FEATURES or iommu.index == 0):
             yield from _feature_lines(iommu, features(iommu), release)
     interrupts = platform.southbridge_ioapic
-    guests = all(i.efr_known and i.guest_interrupts and GAM_SUP.get(features(i)) == 1 for i in platform.iommus)
-    virtual_apic = interrupts and guests and not options.legacy_interrupts
+    virtual_apic = (
+        interrupts
+        and not options.legacy_interrupts
+        and all(
+            iommu.efr_known and iommu.guest_interrupts and GAM_SUP.get(iommu.efr) == GAM_SUP.get(features(iommu)) == 1
+            for iommu in platform.iommus
+        )
+    )
     if interrupts:
         yield "AMD-Vi: Interrupt remapping enabled"
     if virtual_apic and release < HAS_EFR2:
