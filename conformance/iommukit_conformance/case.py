@@ -134,8 +134,8 @@ class Verdict:
     """What else the reader should see: a traceback's last lines."""
 
 
-def decide(case: Case, lab: Lab) -> Verdict:
-    """Run a case.  Raises ``HarnessFault`` where something other than the driver is wrong."""
+def decide(case: Case, lab: Lab, *, enough: int = 0) -> Verdict:
+    """Run a case, up to ``enough`` findings (0: all).  Raises ``HarnessFault`` where something other than the driver is wrong."""
     expected = lab.vendor.declaration.expected_failures
     found: list[Finding] = []
     looked = 0
@@ -148,6 +148,8 @@ def decide(case: Case, lab: Lab) -> Verdict:
                 found.append(answer)
             elif answer is not None:
                 found.append(Finding(case.rule or case.name, answer))
+            if enough and len(found) >= enough:
+                break
     except NotApplicable as error:
         if not found:
             return Verdict(Outcome.NOT_APPLICABLE, str(error))

@@ -129,8 +129,9 @@ class Recorder:
                 self.note("DRV-15", f"{hook}({subject}) changed {changed}")
         if hook in ANSWERS and answer is not None:
             rule, kind, wanted = ANSWERS[hook]
-            shown = f"{answer!r:.80}"
-            self.check(rule, isinstance(answer, kind), f"{hook}({subject}) answered {shown}, not {wanted}")
+            self.checked[rule] += 1
+            if not isinstance(answer, kind):
+                self.note(rule, f"{hook}({subject}) answered {repr(answer)[:80]}, not {wanted}")
         return answer
 
     # ---- hooks of a device that answer plainly -----------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.profiles import PROFILES
 from iommukit.scenario.result import Outcome
 from iommukit.vendors import VendorRegistry
-from iommukit_conformance.case import EVERY, Case, CaseList, HarnessFault, Scope, Stage, Verdict, decide
+from iommukit_conformance.case import EVERY, Case, CaseList, Scope, Verdict, decide
 from iommukit_conformance.lab import Bench
 
 MODULES = (
@@ -62,10 +62,14 @@ def run_vendor(
     vendor: str,
     kernels: Iterable[Kernel] = tuple(PROFILES.values()),
     *,
-    stages: frozenset[Stage] = frozenset(Stage),
+    choose: Callable[[Case], bool] = lambda _: True,
     scenarios_too: bool = True,
+    enough: int = 0,
 ) -> list[Ran]:
-    """Run every case that fits against one vendor, whatever the smoke cases say.  Raises ``HarnessFault``."""
+    """Run every chosen case that fits against one vendor, whatever the smoke cases say; stop after ``enough`` failures.
+
+    Raises ``HarnessFault``.
+    """
     bench = Bench(registry)
     done: list[Ran] = []
     first = True
@@ -73,12 +77,14 @@ def run_vendor(
         lab = bench.lab(vendor, kernel)
         lab.scenarios_too = scenarios_too
         for case in cases():
-            if case.stage not in stages or case.vendor not in (None, vendor) or not case.fits(kernel.name, kernel.era):
+            if not choose(case) or case.vendor not in (None, vendor) or not case.fits(kernel.name, kernel.era):
                 continue
             if case.scope is Scope.VENDOR and not first:
                 continue
             shown = EVERY if case.scope is Scope.VENDOR else kernel.name
-            done.append(Ran(case, shown, decide(case, lab)))
+            done.append(Ran(case, shown, decide(case, lab, enough=enough)))
+            if enough and done[-1].verdict.outcome is Outcome.FAIL:
+                return done
         first = False
     return done
 
@@ -87,5 +93,3 @@ def failures(done: Iterable[Ran]) -> list[Ran]:
     """The cases that failed."""
     return [ran for ran in done if ran.verdict.outcome is Outcome.FAIL]
 
-
-__all__ = ["MODULES", "HarnessFault", "Ran", "cases", "expand", "failures", "run_vendor"]

@@ -344,6 +344,12 @@ def test_a_special_device_of_unknown_kind_makes_the_driver_give_up():
     assert (system.units, system.groups) == ([], {})
 
 
+def test_a_block_without_ordinary_devices_makes_the_driver_give_up():
+    system = boot("6.1", firmware=table(SOUTHBRIDGE))
+    assert (system.units, system.groups) == ([], {})
+    assert not [line for line in system.boot.log if line.startswith("AMD-Vi")]
+
+
 # ---- page tables -----------------------------------------------------------------------------------------------------
 
 ALL_64 = (1 << 64) - 1

@@ -211,8 +211,8 @@ def _described(table: Ivrs, hardware: Hardware) -> Platform:
         iommu = _iommu(ivhd, len(platform.iommus), hardware, efr_sup)
         platform.iommus.append(iommu)
         platform.pre_boot_protection |= remapped and iommu.guest_interrupts and isinstance(ivhd, Ivhd11 | Ivhd40)
-        # A special device of unknown kind makes the driver give up.
-        platform.usable &= all(special.variety.known for special in ivhd.special_devices)
+        # A special device of unknown kind, or no ordinary device at all, makes the driver give up.
+        platform.usable &= all(special.variety.known for special in ivhd.special_devices) and _last_device(ivhd) >= 0
         platform.southbridge_ioapic |= any(
             special.variety == Variety.IOAPIC and special.source == SOUTHBRIDGE_IOAPIC for special in ivhd.special_devices
         )
@@ -245,11 +245,7 @@ def _iommu(ivhd: Ivhd, index: int, hardware: Hardware, efr_sup: bool) -> Iommu:
 def _enter(platform: Platform, iommu: Iommu, ivhd: Ivhd) -> None:
     """Enter a block's device entries (``init_iommu_from_acpi``)."""
     segment = platform.segment(ivhd.segment)
-    for entry in ivhd.entries:
-        if isinstance(entry, All):
-            segment.last_devid = ALL_DEVICES
-        elif isinstance(entry, Select | RangeEnd | AliasSelect | ExtendedSelect):
-            segment.last_devid = max(segment.last_devid, entry.device)
+    segment.last_devid = max(segment.last_devid, _last_device(ivhd))
     for covered in ivhd.ranges():
         if covered.alias is not None:
             segment.aliases.append((covered.first, covered.last, covered.alias))
@@ -259,6 +255,17 @@ def _enter(platform: Platform, iommu: Iommu, ivhd: Ivhd) -> None:
         for acpi in ivhd.acpi_devices:
             if acpi.hid:
                 platform.acpi_devices.append(AcpiDevice(acpi.hid, _uid(acpi), ivhd.segment, acpi.device))
+
+
+def _last_device(ivhd: Ivhd) -> int:
+    """The highest requester id that a block names, -1 for none (``find_last_devid_from_ivhd``).
+
+    Special and ACPI devices do not count: the driver ignores one beyond the others.
+    """
+    if any(isinstance(entry, All) for entry in ivhd.entries):
+        return ALL_DEVICES
+    named = Select | RangeEnd | AliasSelect | ExtendedSelect
+    return max((entry.device for entry in ivhd.entries if isinstance(entry, named)), default=-1)
 
 
 def _uid(entry: AcpiHid) -> str:
