@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iommukit.errors import IommuError, NotApplicable
@@ -130,8 +130,8 @@ class Verdict:
     outcome: Outcome
     reason: str = ""
     findings: tuple[Finding, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-    """What else the reader should see: a traceback's last lines."""
+    fault: bool = False
+    """Undecided because something other than the driver is wrong."""
 
 
 def decide(case: Case, lab: Lab, *, enough: int = 0) -> Verdict:

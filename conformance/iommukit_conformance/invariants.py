@@ -325,6 +325,7 @@ class Watch:
         elif step.result != "ok" and self._kernel not in PUTS_BACK:
             self._unsettled |= step.op in ("write", "claim", "release", "add")
         moment = Moment(system, step, spec, self._before, self._boot, self._injected, self._recorder.asked_for, self._unsettled)
+        self._recorder.look_at_default(system.boot)
         when = "after boot" if step is None else f"after {step.op}"
         for rule in self._rules:
             for text in rule.look(moment):

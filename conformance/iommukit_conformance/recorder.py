@@ -14,6 +14,7 @@ from iommukit.domain import Domain, DomainType
 from iommukit.errors import InputError, IommuError, NotApplicable
 from iommukit.group import Group
 from iommukit.hookspecs import FlushQueueOptions, hookimpl
+from iommukit.kernel.boot import BootState
 from iommukit.policy import DmaApiPolicy
 from iommukit.regions import RegionType, ReservedRegion
 from iommukit_conformance.case import CRASH_RULE, Finding
@@ -72,6 +73,7 @@ class Recorder:
         self.checked: Counter[str] = Counter()
         self._handed: dict[int, tuple[Domain, DomainType]] = {}
         self._said: dict[tuple[str, Device], Any] = {}
+        self._default: tuple[bool, bool] | None = None
 
     def begin(self) -> None:
         """Forget everything."""
@@ -79,6 +81,7 @@ class Recorder:
         self.checked = Counter()
         self._handed = {}
         self._said = {}
+        self._default = None
 
     def asked_for(self, domain: Domain) -> DomainType | None:
         """What the core asked for when the driver answered this domain; ``None`` for a domain that it never answered."""
@@ -103,6 +106,11 @@ class Recorder:
         self.checked[rule] += 1
         if before != answer:
             self.note(rule, f"{hook}({device.label}) answers {_shown(answer)}, and before {_shown(before)}")
+
+    def look_at_default(self, boot: BootState) -> None:
+        """Hold the system's default against what it was when the units had been found."""
+        now = boot.default.passthrough(), boot.default.strict
+        self.check("DRV-15", self._default in (None, now), "a hook has changed the system's default after the units were found")
 
     # ---- what all hooks have in common -------------------------------------------------------------------------------
 
@@ -172,9 +180,10 @@ class Recorder:
     # ---- hooks whose answers have more to them -----------------------------------------------------------------------
 
     @hookimpl(wrapper=True)
-    def discover(self, machine: Any) -> Wrapper:
-        """Units with names of their own."""
+    def discover(self, machine: Any, boot: BootState) -> Wrapper:
+        """Units with names of their own; the last moment at which a driver may change the system's default."""
         units = yield from self._watch("discover", machine.machine)
+        self._default = boot.default.passthrough(), boot.default.strict
         names = [unit.name for unit in units or ()]
         self.check("DRV-06", len(set(names)) == len(names), f"discover({machine.machine}): two units have one name: {names}")
         return units
@@ -271,19 +280,17 @@ class Recorder:
         return (yield from self._watch("domain_free", domain.type.name))
 
 
-_STATE = ("trust", "group", "unit", "driver", "presence", "the system's default", "mapping calls", "attachment")
+_STATE = ("trust", "group", "unit", "driver", "presence", "mapping calls", "attachment")
 
 
 def _core_state(device: Device, hook: str) -> tuple[Any, ...]:
     """What a hook must leave alone; before 6.12 ``probe_finalize`` sets up the mapping calls."""
-    default = device.system.boot.default
     return (
         device.untrusted,
         device.group,
         device.unit,
         device.driver,
         device.present,
-        (default.passthrough(), default.strict),
         None if hook == "probe_finalize" else device.dma_ops,
         None if hook in MAY_ATTACH else device.attached,
     )

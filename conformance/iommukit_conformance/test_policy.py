@@ -61,6 +61,29 @@ def test_an_ordinary_device_requires_nothing(lab: Lab) -> Findings:
         yield hold(answer in allowed, f"a network card requires {_name(answer)} (booted {boot})")
 
 
+QUESTIONS = (
+    "cache_coherency",
+    "deferred_flush",
+    "interrupt_remapping",
+    "noexec",
+    "pre_boot_protection",
+    "enforce_cache_coherency",
+    "dirty_tracking",
+)
+
+
+@case("DRV-17")
+def test_yes_or_no_is_answered_so(lab: Lab) -> Findings:
+    """By every hook that is asked so."""
+    device = lab.plain()
+    for question in QUESTIONS:
+        answer = lab.ops.capable(device=device, capability=question)
+        yield hold(isinstance(answer, bool), f"capable({question}) answers {answer!r}")
+    for hook in ("prefer_dma_api_fq", "is_attach_deferred"):
+        answer = getattr(lab.ops, hook)(device=device)
+        yield hold(isinstance(answer, bool), f"{hook} answers {answer!r}")
+
+
 def _requires(policy: DmaApiPolicy) -> Callable[[Device], str | None]:
     def look(device: Device) -> str | None:
         return hold(_answer(device) is policy, f"it answers {_name(_answer(device))}, not {policy.name}")

@@ -50,10 +50,10 @@ def _scenarios(lab: Lab) -> Findings:
 def _right(lab: Lab) -> Findings:
     from iommukit_conformance.wrong.runner import judge_reference
 
+    yield None
     for ran in judge_reference(("rfc",)):
         for finding in ran.verdict.findings:
             yield f"the reference is rejected: {finding} [{ran.case.name}]"
-        yield None
 
 
 def _wrong(lab: Lab) -> Findings:
@@ -62,7 +62,7 @@ def _wrong(lab: Lab) -> Findings:
 
     for driver in SMOKE:
         judged = judge_wrong(driver)
-        yield hold(judged.named, f"the wrong driver {driver.name} is accepted: {driver.mistake}")
+        yield hold(judged.named, f"the wrong driver {driver.label()} is accepted: {driver.mistake}")
 
 
 def _harness_cases() -> list[Case]:

@@ -1,7 +1,7 @@
 """Make the compact form of recordings: ``python -m iommukit_oracle.compact SOURCE DEST``.
 
-SOURCE is a folder of ``.jsonl`` files, DEST a folder that gets one ``.jsonl.xz`` for each.  Every line is checked before anything is
-written; the same lines give the same bytes.
+SOURCE is a folder of ``.jsonl`` files, DEST a folder that gets one ``.jsonl.xz`` for each.  Every line is checked before anything
+is written; the same lines give the same bytes.
 """
 
 from __future__ import annotations

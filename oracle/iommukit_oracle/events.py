@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from iommukit.errors import InputError
 from iommukit_oracle.recording import Recording
@@ -222,8 +223,20 @@ _READERS: dict[str, Callable[[Sequence[str]], Event | None]] = {
 }
 
 
-def hotplugged(recording: Recording) -> list[tuple[str, str]]:
-    """Address and QEMU model of each device that was plugged in while the guest ran, in order."""
+def later_devices(recording: Recording) -> list[tuple[str, str]]:
+    """Address and QEMU model of each device that was not there at boot, in the order of their appearance.
+
+    The model is empty for a device that nobody plugged in through QMP.
+    """
     models = [str(command.args.get("driver", "")) for command in recording.qmp if command.cmd == "device_add"]
-    addresses = [event.device for event in parse_events(recording) if isinstance(event, Presence) and event.present]
-    return list(zip(addresses, models, strict=False))
+    events = parse_events(recording)
+    plugged = [event.device for event in events if isinstance(event, Presence) and event.present]
+    found = dict(reversed(list(zip_longest(plugged, models[: len(plugged)], fillvalue=""))))
+    for event in events:
+        if isinstance(event, Driver | Bind):
+            found.setdefault(event.device, "")
+    for groups in recording.snapshots.values():
+        for device in (device for group in groups for device in group.devices):
+            found.setdefault(device, "")
+    there = {entry.bdf for entry in recording.functions}
+    return [(address, model) for address, model in found.items() if address not in there]

@@ -35,8 +35,8 @@ def _integrated_graphics(recording: Recording) -> bool:
 def _about_integrated_graphics(recording: Recording, seen: Observation) -> bool:
     if recording.vendor != "intel_vtd" or not _integrated_graphics(recording):
         return False
-    about = f"{seen.expected} {seen.got}"
-    return seen.kind == "type" or "intgpu" in about or "integrated" in about.lower()
+    about = f"{seen.expected} {seen.got}".lower()
+    return (seen.kind == "type" and seen.expected == "identity") or "intgpu" in about or "integrated" in about
 
 
 def _line_like(pattern: re.Pattern[str]) -> Callable[[Recording, Observation], bool]:

@@ -11,11 +11,10 @@ NOT_MODELLED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, subject in (
         (r"Adding to iommu group|Removing from iommu group", "groups, which are compared themselves"),
         (r"^ACPI: ", "ACPI tables as such"),
-        (r"^DMAR-IR: |Interrupt remapping enabled|IRT cache is disabled", "interrupt remapping"),
-        (r"^DMAR: (Host address width|DRHD base|dmar\d+: reg_base_addr|RMRR base|ATSR flags)", "a DMAR table as it is read"),
+        (r"^DMAR-IR: ", "VT-d's interrupt remapping"),
+        (r"^DMAR: DRHD base", "a remapping unit's scope, for which a machine without a DMAR table has no words"),
         (r"^DMAR: \[Firmware Bug\]", "memory that firmware has not reserved in its memory map"),
         (r"^DMAR: DRHD: handling fault status|^DMAR: \[DMA (Read|Write)", "DMA faults"),
-        (r"AMD-Vi: (Using global IVHD|Extended features)|Found IOMMU cap", "AMD registers as they are read"),
         (r"AMD IOMMUv2", "AMD's driver for process address spaces, which Debian builds in"),
         (r"^software IO TLB: ", "bounce buffers"),
         (r"^Unknown kernel command line parameters|^    \S", "the kernel's list of options that nobody reads"),
@@ -43,6 +42,11 @@ def policy_lines(printed: Sequence[str], policy: Iterable[str]) -> list[str]:
     chosen = set(policy)
     kept = [line for line in printed if line.strip() in chosen or not _NOT_MODELLED.search(line)]
     return [_WARNING.sub(r"WARNING: at \1", line) for line in kept]
+
+
+def joins(lines: Iterable[str]) -> list[str]:
+    """The lines by which devices join groups."""
+    return [line for line in lines if "Adding to iommu group" in line]
 
 
 def about_dma(lines: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,6 +71,9 @@ def _machine(found: QemuArguments, value: str) -> None:
 
 def _device(found: QemuArguments, value: str) -> None:
     properties = _properties(value, "driver")
+    address = properties.get("addr")
+    if address and not re.fullmatch(r"(0x)?[01]?[0-9a-f](\.[0-7])?", address):
+        raise ValueError(f"addr={address} is no slot, with or without a function")
     found.devices.append(QemuDevice(properties.pop("driver", ""), properties))
 
 
@@ -158,7 +162,7 @@ def _slots(devices: list[QemuDevice]) -> list[tuple[QemuDevice, str, tuple[int, 
             slot, _, function = written.partition(".")
             place = int(slot, 16), int(function or "0", 16)
         else:
-            place = next(slot for slot in range(32) if slot not in taken), 0
+            place = next((slot for slot in range(32) if slot not in taken), 31), 0
         taken.add(place[0])
         found.append((device, bus, place))
     return found

@@ -10,11 +10,15 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pydantic import ValidationError
+
 from iommukit.device import DeviceKind
 from iommukit.errors import InputError
 from iommukit.kernel.cmdline import split_cmdline
+from iommukit.kernel.profiles import get_kernel
 from iommukit.machine.model import BootSpec, DeviceSpec, Machine
-from iommukit_oracle.events import hotplugged
+from iommukit.policy import Era
+from iommukit_oracle.events import later_devices
 from iommukit_oracle.qemu_arguments import (
     BRIDGES,
     HAS_ACS,
@@ -63,13 +67,17 @@ def machine_of(recording: Recording) -> Machine:
         raise InputError(message, source=recording.id)
     arguments = parse_qemu_arguments(recording)
     devices = _zpci(recording, arguments) if arch == "s390x" else _functions(recording, arguments)
-    return Machine(
-        machine=re.sub(r"[^A-Za-z0-9._-]", "_", recording.id)[:100],
-        summary="as recorded",
-        arch=arch,
-        hardware=describe(recording, arguments),
-        devices=tuple(devices),
-    )
+    try:
+        return Machine(
+            machine=re.sub(r"[^A-Za-z0-9._-]", "_", recording.id)[:100] or "recorded",
+            summary="as recorded",
+            arch=arch,
+            hardware=describe(recording, arguments),
+            devices=tuple(devices),
+        )
+    except ValidationError as error:
+        message = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
+        raise InputError(f"makes no machine: {message}", source=recording.id) from error
 
 
 def boot_of(recording: Recording) -> BootSpec:
@@ -94,21 +102,17 @@ def _functions(recording: Recording, arguments: QemuArguments) -> Iterator[Devic
     external = _external_ports(recording, arguments, placed)
     reserved = _firmware_regions(recording)
     bound_later = {address for _, address in binds_at_boot(recording)}
-    there: set[str] = set()
-    bridges = [address for address, slot in placed.items() if slot.device.model in BRIDGES]
     for entry in recording.functions:
         slot = placed.get(entry.bdf)
-        there.add(entry.bdf)
         driver = None if entry.bdf in bound_later else entry.driver or None
         extra = {"reserved": reserved.get(entry.bdf, ()), "external_facing": entry.bdf in external, "driver": driver}
         yield _spec(entry, slot, placed, acs, extra)
-    for address, model in hotplugged(recording):
-        if address not in there:
-            there.add(address)
-            parent = next((bridge for bridge in bridges if bus_below(placed, bridge) == address[5:7]), None)
-            slot = Slot(QemuDevice(model, {}), address, parent)
-            entry = PciEntry.model_validate({"bdf": address, "id": "0000:0000"})
-            yield _spec(entry, slot, placed, acs, {"present": False, "reserved": reserved.get(address, ())})
+    bridges = [address for address, slot in placed.items() if slot.device.model in BRIDGES]
+    for address, model in later_devices(recording):
+        parent = next((bridge for bridge in bridges if bus_below(placed, bridge) == address[5:7]), None)
+        slot = Slot(QemuDevice(model, {}), address, parent)
+        entry = PciEntry.model_validate({"bdf": address, "id": "0000:0000"})
+        yield _spec(entry, slot, placed, acs, {"present": False, "reserved": reserved.get(address, ())})
 
 
 def _spec(entry: PciEntry, slot: Slot | None, placed: dict[str, Slot], acs: tuple[str, ...], extra: dict[str, Any]) -> DeviceSpec:
@@ -141,7 +145,7 @@ def _acs_requested(recording: Recording) -> bool:
     """
     options = list(split_cmdline(recording.cmdline))
     if recording.arch == "arm64":
-        return recording.kernel == "7.2" or _is_acpi(recording)
+        return get_kernel(profile_of(recording)).era >= Era.V7_2 or _is_acpi(recording)
     return not any(name == "iommu" and "off" in (value or "").split(",") for name, value in options)
 
 
@@ -199,14 +203,12 @@ _ADDING = re.compile(r"^(\S+) (\S+): Adding to iommu group \d+$")
 
 
 def binds_at_boot(recording: Recording) -> list[tuple[str, str]]:
-    """Driver and address of the functions that got their group when a driver was bound, in the log's order."""
-    found = []
-    drivers = {entry.bdf: entry.driver for entry in recording.functions}
-    for line in recording.iommu_log:
-        match = _ADDING.match(line)
-        if match and match[1] != "pci":
-            found.append((drivers.get(match[2]) or match[1], match[2]))
-    return found
+    """Driver and address of the functions that got their group when a driver was about to bind, in the log's order.
+
+    The driver is the first that tried; the one that is bound in the end may be another.
+    """
+    found = [match.groups() for line in recording.iommu_log if (match := _ADDING.match(line))]
+    return [(driver, address) for driver, address in found if driver != "pci"]
 
 
 # ---- what the IOMMU can do -------------------------------------------------------------------------------------------
@@ -252,8 +254,9 @@ _INTEL_PROPERTIES = {
 def _amd(recording: Recording, arguments: QemuArguments) -> dict[str, Any]:
     """The capability header and the feature register as the kernel showed them; without them, what QEMU is known to have."""
     device = arguments.device("amd-iommu") or QemuDevice("amd-iommu", {})
-    header = next((unit.attribute("cap") for unit in recording.iommus), None)
-    cached = bool(int(header, 16) & NPCACHE) if header else "nonpcache" not in recording.qemu
+    header = next((unit.attribute("cap") for unit in recording.iommus), None) or ""
+    known = re.fullmatch(r"[0-9a-f]+", header)
+    cached = bool(int(header, 16) & NPCACHE) if known else "nonpcache" not in recording.qemu
     hardware: dict[str, Any] = {"np_cache": cached, "interrupt_remapping": device.properties.get("intremap") == "on"}
     for features in _matches(recording, _FEATURES):
         hardware.update(efr=int(features[1], 16), efr2=int(features[2], 16))
@@ -283,10 +286,13 @@ HARDWARE: dict[str, Callable[[Recording, QemuArguments], dict[str, Any]]] = {
 """By vendor: the machine's ``hardware``."""
 
 
+_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
+
+
 def _zpci(recording: Recording, arguments: QemuArguments) -> Iterator[DeviceSpec]:
     """s390: each function is its own segment, whose number is QEMU's ``uid``."""
-    numbered = [device.properties for device in arguments.devices if {"uid", "fid"} <= device.properties.keys()]
-    fids = {int(properties["uid"], 0): int(properties["fid"], 0) for properties in numbered}
+    numbers = ((device.properties.get("uid", ""), device.properties.get("fid", "")) for device in arguments.devices)
+    fids = {int(uid, 0): int(fid, 0) for uid, fid in numbers if _NUMBER.fullmatch(uid) and _NUMBER.fullmatch(fid)}
     for entry in recording.functions:
         fid = fids.get(int(entry.bdf[:4], 16))
         yield DeviceSpec.model_validate(

@@ -11,13 +11,19 @@ import lzma
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from iommukit.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.xz")
+
+
+Address = Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")]
+"""A PCI address as sysfs writes it."""
+Region = Annotated[str, Field(pattern=r"^0x[0-9a-f]+-0x[0-9a-f]+-[a-z-]+$")]
+"""A line of ``reserved_regions``, dashes for blanks."""
 
 
 class _Entry(BaseModel):
@@ -42,9 +48,9 @@ class IommuEntry(_Entry):
 class PciEntry(_Entry):
     """One PCI function; a function listed twice was looked at twice."""
 
-    bdf: str
-    id: str
-    class_code: str = Field("0x000000", alias="class")
+    bdf: Address
+    id: str = Field(pattern=r"^(0x)?[0-9a-f]{4}:(0x)?[0-9a-f]{4}$")
+    class_code: str = Field("0x000000", alias="class", pattern=r"^0x[0-9a-f]{6}$")
     driver: str = ""
     group: str = ""
     removable: str = ""
@@ -62,7 +68,7 @@ class GroupEntry(_Entry):
     type: str
     devices: tuple[str, ...] = ()
     drivers: str = ""
-    reserved: tuple[str, ...] = ()
+    reserved: tuple[Region, ...] = ()
 
     @property
     def bound(self) -> dict[str, str]:

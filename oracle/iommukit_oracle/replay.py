@@ -23,7 +23,7 @@ from iommukit.scenario.result import UNDECIDED, StepResult
 from iommukit.vendors import VendorRegistry
 from iommukit_oracle.events import SOME_ERROR, Bind, Driver, OpenWrite, Owned, Presence, Race, errno_of
 from iommukit_oracle.known import known_reason
-from iommukit_oracle.logs import about_dma, compare_lines, compare_order, modelled, policy_lines
+from iommukit_oracle.logs import about_dma, compare_lines, compare_order, joins, modelled, policy_lines
 from iommukit_oracle.observations import Observation, Replay, Verdict, summary
 from iommukit_oracle.qemu_machine import binds_at_boot, boot_of, machine_of, profile_of
 from iommukit_oracle.recording import GroupEntry, Recording, WriteEntry, iter_recordings, recording_files
@@ -65,6 +65,8 @@ class _Session:
         scenario = Scenario(scenario=machine.machine, machine=machine, vendor=recording.vendor, boot=boot_of(recording))
         self.run = Run(scenario, get_kernel(profile_of(recording)), registry.get(recording.vendor), registry)
         self.steps: list[Step] = []
+        self.last = StepResult("none", "ok")
+        """The latest step's result."""
         self.grouped: set[str] = {device for group in recording.groups for device in group.devices}
         """The devices that have a group, as far as the recording has told."""
         self.told: dict[str, str] = {device: group.type for group in recording.groups for device in group.devices}
@@ -107,7 +109,8 @@ class _Session:
         """Carry out a step on the model and keep it."""
         step = Step.model_validate({op: arguments})
         self.steps.append(step)
-        return self.run.step(step)
+        self.last = self.run.step(step)
+        return self.last
 
     def present(self, device: str) -> bool:
         """Whether the model has the device at this moment."""
@@ -120,7 +123,8 @@ class _Session:
 
     def type_of(self, device: str) -> str:
         """The type of a device's group in the model."""
-        return self.run.system.devices[device].sysfs_type
+        found = self.run.system.devices.get(device)
+        return found.sysfs_type if found else "none"
 
     def set_drivers(self, where: str, wanted: Mapping[str, str]) -> None:
         """Bind and unbind until each device has the driver that it had in the recording (empty: none)."""
@@ -138,12 +142,19 @@ class _Session:
     def boot(self) -> None:
         """Compare what boot has printed and made."""
         recorded = policy_lines(self.recording.iommu_log, self.recording.policy_log)
+        joined = self.run.system.lines.copy()
         printed = self.run.boot_result().log
         for expected, got in compare_lines(recorded, modelled(printed)):
             self.compare("log", "boot", expected, got)
         self.compare("log order", "boot", *compare_order(recorded, modelled(self.run.system.boot.log)))
         for driver, device in binds_at_boot(self.recording):
             self.set_drivers("boot", {device: driver})
+            joined += self.last.log
+        later = {device for _, device in binds_at_boot(self.recording)}
+        self.set_drivers("boot", {entry.bdf: entry.driver for entry in self.recording.functions if entry.bdf in later})
+        for expected, got in compare_lines(joins(self.recording.iommu_log), joins(joined)):
+            self.compare("log", "boot", expected, got)
+        self.compare("log order", "boot", *compare_order(joins(self.recording.iommu_log), joins(joined)))
         self.compare_groups("boot", self.recording.groups)
 
     def do(self, item: Item, following: Sequence[Item]) -> None:
@@ -182,7 +193,7 @@ class _Session:
     def write(self, write: WriteEntry) -> None:
         """One write: the state before it, its result, its log, the state after it."""
         where = f"write {write.tag} of {write.wrote!r} to group {write.group}"
-        member = next((device for device in write.members if self.present(device)), None)
+        member = self.member_of(write)
         if member is None:
             self.compare("write", where, write.result, "no such group")
             return
@@ -203,12 +214,18 @@ class _Session:
         for expected, got in compare_lines(dict.fromkeys(recorded), dict.fromkeys(expected_lines)):
             self.compare("write log", where, expected, got)
 
+    def member_of(self, write: WriteEntry) -> str | None:
+        """A device by which the model can address the group of a write."""
+        return next((device for device in write.members if self.present(device)), None)
+
     def matrix(self, entries: Sequence[WriteEntry]) -> None:
         """The guest's matrix of writes: a sequence, then every type from every type; unrecorded writes lead to each.
 
         The guest skips a write where its start is not to be had, and leaves the group with ``auto``.
         """
-        member = entries[0].members[0]
+        member = self.member_of(entries[0])
+        if member is None:
+            return self.writes(entries)
         waiting = list(entries)
         while waiting and "/from-" not in waiting[0].tag:
             self.write(waiting.pop(0))
@@ -225,7 +242,7 @@ class _Session:
                         self.compare("type", where, f"no way to {start}", start)
         self.writes(waiting)
         self.perform("write", group_of=member, type="auto")
-        self.forget(entries[0].members)
+        return self.forget(entries[0].members)
 
     def reach(self, member: str, start: str) -> bool:
         """Write as the guest does to get a group to a type: directly, then by way of ``DMA``."""

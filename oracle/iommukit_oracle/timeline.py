@@ -309,7 +309,8 @@ def snapshot_spans(writes: list[Writes], names: list[str]) -> list[tuple[int, in
         places = [position[name] for name in stems]
         if places == sorted(places):
             before = [sum(place < position[f"[{name}]"] for place in places) for name in names]
-            return [(count, count) for count in before]
+            if before == sorted(before):
+                return [(count, count) for count in before]
     return spans
 
 

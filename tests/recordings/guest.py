@@ -49,13 +49,13 @@ class Guest:
         scenario = Scenario(scenario="played", machine=machine, vendor=recording.vendor, boot=boot_of(recording))
         self.run = Run(scenario, get_kernel(profile_of(recording)), registry.get(recording.vendor), registry)
         self.system = self.run.system
-        self.data["iommu_log"] += self.system.boot.log
+        self.data["iommu_log"] = [*(line for line in self.data["iommu_log"] if line not in self.system.boot.log), *self.system.boot.log]
         if self.groups_at_bind:
             for entry in self.data["pci"]:
                 if entry["driver"]:
-                    self.do("bind", device=entry["bdf"], driver=entry["driver"])
-        self.data["iommu_log"] += self.system.lines
-        self.system.lines.clear()
+                    step = Step.model_validate({"bind": {"device": entry["bdf"], "driver": entry["driver"]}})
+                    self.data["iommu_log"] += self.run.step(step).log
+        self.data["iommu_log"] += self.system.take_lines()
         self.data["groups"] = self.groups()
 
     # ---- looking -----------------------------------------------------------------------------------------------------

@@ -793,13 +793,15 @@ def test_a_numeric_unique_id_counts_by_its_first_byte():
     assert (system.devices["u3"].group is None, system.devices["u4"].group is None) == (False, True)
 
 
-@pytest.mark.parametrize(("kernel", "entries", "found"), [("6.12", 1, False), ("7.2", 1, True), ("7.2", 2, False)])
-def test_7_2_takes_the_only_entry_of_a_hardware_id(kernel, entries, found):
+@pytest.mark.parametrize(("entries", "found"), [(1, NEW), (2, ())])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_only_entry_of_a_hardware_id_is_taken_since_6_12(kernel, entries, found):
     named = [hid(0xA5, f"\\_SB.FUR{n}") for n in range(entries)]
     system = boot(kernel, acpi("u0"), firmware=table(EVERYTHING, *named, type="ivhd40"))
-    assert (system.devices["u0"].group is not None) is found
-    complaints = [line for line in system.lines if "matched HID" in line]
-    assert len(complaints) == (kernel == "7.2")
+    assert (system.devices["u0"].group is not None) is (kernel in found)
+    plural = "s" if entries > 1 else ""
+    complaint = f"AMD-Vi: [Firmware Bug]: No ACPI device matched UID, but {entries} device{plural} matched HID."
+    assert system.lines.count(f"platform AMDI0020:u0: {complaint}") == (kernel in NEW)
 
 
 # ---- reserved regions ------------------------------------------------------------------------------------------------

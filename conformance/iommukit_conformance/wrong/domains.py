@@ -6,7 +6,6 @@ from iommukit.device import Device
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import IommuError
 from iommukit.hookspecs import hookimpl
-from iommukit.policy import Era
 from iommukit_conformance.reference import LAST_ADDRESS, PAGE_SIZES, unit_of
 from iommukit_conformance.wrong.base import Wrong
 
@@ -209,16 +208,29 @@ class DefersEverybody(Wrong):
         return device.attached is None
 
 
-class StrictIdentity(Wrong):
-    """A static domain in the wrong unit."""
+class RetypesTheDomain(Wrong):
+    """Writes into what the core holds."""
 
-    mistake = "It marks the unit's static identity domain as its own device's translated one after an attachment."
+    mistake = "It turns an identity domain into a translated one while the core, and sysfs, hold it for identity."
     rule = "INV-05"
     kernel = "6.12"
 
     @hookimpl
     def attach_dev(self, domain: Domain, device: Device) -> None:
-        """Changes the type of a domain that the core holds."""
+        """The type is the core's promise to root."""
         super().attach_dev(domain, device)
-        if domain.type is DomainType.IDENTITY and domain is unit_of(device).identity and device.system.boot.era >= Era.V6_12:
+        if domain is unit_of(device).identity:
             domain.type = DomainType.DMA
+
+
+class BypassesInTheEnd(Wrong):
+    """Fast behind everybody's back."""
+
+    mistake = "It puts a device into identity in probe_finalize, after the core has put it into its group's domain."
+    rule = "DRV-39"
+
+    @hookimpl
+    def probe_finalize(self, device: Device) -> None:
+        """Sysfs still says translated."""
+        super().probe_finalize(device)
+        device.attached = unit_of(device).identity

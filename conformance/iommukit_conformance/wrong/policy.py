@@ -10,7 +10,7 @@ from iommukit.device import Device, Unit
 from iommukit.hookspecs import ExampleDevice, VendorDeclaration, hookimpl
 from iommukit.kernel.boot import BootState
 from iommukit.policy import DmaApiPolicy, Era
-from iommukit_conformance.reference import TRACER, unit_of
+from iommukit_conformance.reference import TRACER
 from iommukit_conformance.wrong.base import Wrong
 
 
@@ -103,12 +103,9 @@ class FirstDeviceDecides(Wrong):
     @hookimpl
     def def_domain_type(self, device: Device) -> DmaApiPolicy:
         """So it depends on the order."""
-        unit: Any = device.unit
-        first = getattr(unit_of(device).identity, "page_sizes", 0) >> 56
-        if not first:
-            first = int(super().def_domain_type(device)) + 1
-            unit_of(device).identity.page_sizes |= first << 56
-        return DmaApiPolicy(first - 1) if unit else DmaApiPolicy.ANY
+        answer: DmaApiPolicy = super().def_domain_type(device)
+        first: DmaApiPolicy = device.system.boot.options.setdefault("reference.first", answer)
+        return first
 
 
 class NoDeviceForItsRole(Wrong):
@@ -167,17 +164,18 @@ class CountsUnitsForEver(Wrong):
         return units
 
 
-class ClaimsIdentity(Wrong):
-    """Copied from another driver."""
+class MisspeltCapability(Wrong):
+    """Copied by hand."""
 
-    mistake = "It declares the capability pasid-free identity devices of a kind that does not exist."
+    mistake = "It misspells a capability in its declaration, which turns the cases for it off."
     rule = "DRV-01"
 
     @hookimpl
     def declare(self) -> VendorDeclaration:
-        """A misspelt capability."""
+        """Nobody knows identity-domains."""
         said = super().declare()
-        return VendorDeclaration(said.title, said.arch, said.capabilities | {"identity-domains"}, said.hardware_options)
+        capabilities = said.capabilities - {"identity"} | {"identity-domains"}
+        return VendorDeclaration(said.title, said.arch, capabilities, said.hardware_options)
 
 
 class HidesACapability(Wrong):

@@ -24,6 +24,8 @@ COMMANDS: dict[str, str] = {
 BAD_INPUT = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+LONGEST = 1000
+"""Characters of an error message."""
 
 
 class Commands(click.Group):
@@ -51,6 +53,14 @@ class Commands(click.Group):
             raise click.UsageError(f"no command {args[0]!r}; {guess}", ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does; a reader that has gone away is no finding."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            drop_output()
+            raise click.exceptions.Exit(BROKEN_PIPE) from None
+
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run, and exit: 0 fine, 1 a finding, 2 bad input."""
         alone = extra.pop("standalone_mode", True)
@@ -59,21 +69,22 @@ class Commands(click.Group):
             return super().main(*args, **extra)
         try:
             code = super().main(*args, **extra)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except click.exceptions.Abort:
             complain("interrupted")
             code = INTERRUPTED
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             hint = f" (see {context.command_path} --help)" if context is not None else ""
-            complain(error.format_message() + hint)
+            complain(error.format_message().rstrip(".") + hint)
             code = BAD_INPUT
         except BrokenPipeError:
-            # Nobody reads any more; keep the interpreter from complaining when it closes the stream.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
             code = BROKEN_PIPE
         except OSError as error:
             complain(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
+            drop_output()
             code = BAD_INPUT
         except Exception as error:
             from iommukit.errors import InputError, NotApplicable
@@ -86,10 +97,21 @@ class Commands(click.Group):
 
 
 def complain(message: str) -> None:
-    """One line on stderr, whatever the message holds."""
+    """One line on stderr, whatever the message holds; the middle of an endless one is left out."""
     from iommukit.report.page import visible
 
-    print(visible(f"iommukit: {' '.join(message.split())}"), file=sys.stderr)
+    text = " ".join(message.split())
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    print(visible(f"iommukit: {text}"), file=sys.stderr)
+
+
+def drop_output() -> None:
+    """Nobody can read standard output any more: keep the interpreter from failing when it closes the stream."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)

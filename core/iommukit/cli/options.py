@@ -86,8 +86,11 @@ def chosen_kernels(names: Sequence[str], default: Sequence[str] = ()) -> list[Ke
 
 def chosen_scenarios(paths: Sequence[str]) -> list[Scenario]:
     """The scenarios of files and folders; the conformance suite's without paths."""
+    from iommukit.errors import InputError
     from iommukit.scenario.load import load_scenarios, shipped_scenarios
 
+    if "" in paths:
+        raise InputError("an empty text is no path of a scenario")
     return load_scenarios([Path(path) for path in paths] or [shipped_scenarios()])
 
 

@@ -32,7 +32,7 @@ LONG_WORK = 300
 
 def on_terminal(stream: Any) -> bool:
     """Whether a person reads the stream."""
-    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+    return stream is not None and bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
 
 
 def show(page: Page) -> None:

@@ -290,7 +290,11 @@ class Rfc(Kernel):
         if group.owner is not None or group.domain is not current:
             raise IommuError("EPERM", "the group is owned")
         target = mandatory if requested is DmaApiPolicy.ANY else requested
-        fresh = self.alloc(system, group, target) if target is not POLICY_OF_DOMAIN.get(current.type) else current
+        present = POLICY_OF_DOMAIN.get(current.type)
+        live = target is DmaApiPolicy.LAZY and present is DmaApiPolicy.STRICT
+        if group.owner_count and target not in (present, DmaApiPolicy.ANY) and not live:
+            raise IommuError("EPERM", "a driver is bound")
+        fresh = self.alloc(system, group, target) if target is not present else current
         if fresh.type is current.type:  # H19
             if fresh is not current:
                 system.free(fresh)

@@ -12,6 +12,7 @@ from iommukit.report.page import Page, Piece, Span, counted
 from iommukit.scenario.model import Scenario, Step
 from iommukit.scenario.result import BootResult, GroupState, Outcome, Result, StepResult
 
+DEEPEST = 4
 RESULT_STYLE = {"ok": "good", "UNDECIDED": "plain"}
 """An errno may be just what was expected, so it is only made visible, not called wrong."""
 
@@ -133,11 +134,14 @@ def _expected(page: Page, scenario: Scenario, result: Result) -> None:
         page.line(Span(finding, "bad"), indent=6)
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, depth: int = 0) -> str:
+    """An expectation as YAML would have it on one line; what is nested deeper than any that makes sense is left out."""
+    if depth == DEEPEST and isinstance(value, dict | list):
+        return "…"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_value(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(each) for each in value) + "]"
+        return "{" + ", ".join(f"{key}: {_value(each, depth + 1)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(each, depth + 1) for each in value) + "]"
     return str(value)
 
 

@@ -54,8 +54,8 @@ def _check(scenario: Scenario, result: Result, wanted: dict[str, Any], verdict: 
     """Check an expectation after ``upto`` steps."""
     for key, value in wanted.items():
         key = str(key)
-        if key.isdigit():
-            number = int(key)
+        if key.isascii() and key.isdecimal():
+            number = int(key[:9])
             if not 1 <= number <= len(scenario.steps):
                 raise InputError(f"there is no step {number}", source=scenario.scenario, place=f"expect.{result.kernel}")
             _check_step(scenario, result, value, verdict, number)
@@ -126,6 +126,10 @@ def _log_lines(result: Result, upto: int) -> list[str]:
     return [*result.boot.log, *(line for step in result.steps[:upto] for line in step.log)]
 
 
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
@@ -148,6 +152,8 @@ def _check_no_log(scenario: Scenario, result: Result, value: Any, verdict: Verdi
 
 def _check_groups(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
     """Each inner list shares a group; different lists are in different groups."""
+    if not (isinstance(value, list) and all(_texts(names) for names in value)):
+        raise InputError("expect.groups must be a list of lists of devices", source=scenario.scenario)
     members = _state(result, upto).members
     seen: dict[int, Sequence[str]] = {}
     for names in value:
@@ -188,6 +194,8 @@ def _check_default(scenario: Scenario, result: Result, value: Any, verdict: Verd
 def _check_reserved(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
     """The lines of ``reserved_regions`` of a device's group after boot."""
     assert result.boot is not None
+    if not (isinstance(value, dict) and all(_texts(lines) for lines in value.values())):
+        raise InputError("expect.reserved must map devices to lists of lines", source=scenario.scenario)
     for device, lines in value.items():
         verdict.compare(f"reserved regions of {device}", list(lines), list(result.boot.reserved.get(device, ())))
 

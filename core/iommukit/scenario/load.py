@@ -7,6 +7,7 @@ name of a file in a ``machines`` folder beside it, or by the name of a machine t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib import resources
 from importlib.util import find_spec
@@ -49,18 +50,36 @@ def _find_machine(name: str, folder: Path | None) -> Path:
     candidates = [Path(name)] if folder is None else [folder / name]
     base = candidates[0]
     for suffix in SUFFIXES:
-        candidates.append(base.with_name(base.name + suffix))
+        if base.name:
+            candidates.append(base.with_name(base.name + suffix))
         if folder is not None and "/" not in name:
             candidates.extend(parent / "machines" / (name + suffix) for parent in (folder, folder.parent))
     for candidate in candidates:
-        if candidate.is_file():
+        if _is_file(candidate):
             return candidate
     if "/" not in name:
         found = machine_index().get(name)
         if found is not None:
             return found
-    known = ", ".join(sorted(machine_index()))
-    raise InputError(f"no machine {name!r}: no such file, and the project's machines are {known}")
+    shown = name if len(name) <= 80 else name[:77] + "…"
+    raise InputError(f"no machine {shown!r}: no such file, and {_known_machines(name)}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
+
+
+def _known_machines(name: str) -> str:
+    """What the project has in place of an unknown name: near misses, else those that are not captured."""
+    index = machine_index()
+    close = get_close_matches(name, index, n=3)
+    if close:
+        return f"the project has {', '.join(close)}"
+    own = [known for known, path in index.items() if path.parent == shipped_machines()]
+    return f"the project has {', '.join(own)} and {len(index) - len(own)} captured ones"
 
 
 @lru_cache(maxsize=1)
@@ -99,7 +118,8 @@ def load_scenarios(paths: Iterable[Path]) -> list[Scenario]:
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            found = [each for each in sorted(path.rglob("*")) if each.suffix in SUFFIXES and "machines" not in each.parent.parts]
+            found = [each for each in sorted(path.rglob("*")) if each.suffix in SUFFIXES and each.is_file()]
+            found = [each for each in found if "machines" not in each.relative_to(path).parent.parts]
             if not found:
                 raise InputError("no scenario files (*.yaml) in this folder", source=str(path))
             yield from found

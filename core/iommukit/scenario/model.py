@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from iommukit.machine.model import BootSpec, Machine, Strict
 
@@ -114,13 +114,21 @@ EXPECTATION_KEYS = ("boot", "log", "no_log", "groups", "reserved", "attaches", "
 ANY_KERNEL = "*"
 
 
+def _machine_form(value: Any) -> str:
+    return "name" if isinstance(value, str) else "inline"
+
+
+# Told apart first, so that an error in an inline machine names its place.
+MachineOrName = Annotated[Annotated[str, Tag("name")] | Annotated[Machine, Tag("inline")], Discriminator(_machine_form)]
+
+
 class Scenario(Strict):
     """A scenario."""
 
     scenario: str = Field(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9._-]+$", description="unique id")
     summary: str = ""
     rule: str | None = Field(None, pattern=r"^[A-Z][A-Z0-9]*-[0-9]+$", description="the rule of docs/rules.md that it tests")
-    machine: str | Machine = Field(description="a machine file by name or path, or the machine inline")
+    machine: MachineOrName = Field(description="a machine file by name or path, or the machine inline")
     vendor: str | None = Field(None, description="absent: every vendor that can realise the machine")
     requires: tuple[str, ...] = Field((), description="capabilities without which the scenario is not applicable")
     boot: BootSpec = BootSpec()

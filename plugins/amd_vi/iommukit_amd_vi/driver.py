@@ -175,8 +175,8 @@ def _place(device: Device, driver: AmdVi) -> DeviceState | None:
 def _acpi_device(device: Device, driver: AmdVi) -> AcpiDevice | None:
     """The table's entry for a platform device, by hardware id and unique id (``get_acpihid_device_id``).
 
-    7.2 takes an entry of another unique id as well if it is the only one of that hardware id, and complains of the
-    firmware.
+    Since 6.12 an entry of another unique id is taken as well if it is the only one of that hardware id, with a complaint
+    of the firmware.
     """
     attributes = device.facts.attributes
     named = [acpi for acpi in driver.platform.acpi_devices if acpi.hid == attributes.get("hid")]
@@ -184,7 +184,7 @@ def _acpi_device(device: Device, driver: AmdVi) -> AcpiDevice | None:
     for acpi in named:
         if acpi.uid in ("", uid):
             return acpi
-    if not named or _era(device) < Era.V7_2:
+    if not named or _era(device) < Era.V6_12:
         return None
     plural = "" if len(named) == 1 else "s"
     message = f"AMD-Vi: [Firmware Bug]: No ACPI device matched UID, but {len(named)} device{plural} matched HID."

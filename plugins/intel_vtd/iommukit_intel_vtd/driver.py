@@ -118,6 +118,8 @@ EXAMPLES: dict[str, ExampleDevice] = {
                 "attributes": {"registers": {"0x188": 0}},
             },
         ),
+        # Since 6.12 a unit without pass-through translates for everything, sound included.
+        hardware={"pass_through": True},
     ),
     # Any device behind a unit without pass-through.
     "strict-required": ExampleDevice(device={"id": "8086:10d3", "class": "020000"}, hardware={"pass_through": False}),

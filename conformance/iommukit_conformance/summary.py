@@ -1,0 +1,115 @@
+"""The matrix of a session: counts by vendor and kernel, what failed, and why the rest did not run."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from iommukit.errors import InputError
+from iommukit.scenario.result import Outcome
+from iommukit_conformance.case import SUITE
+
+OUTCOMES = tuple(outcome.value for outcome in Outcome)
+SHOWN_FINDINGS = 3
+SHOWN_REASONS = 6
+
+Row = dict[str, Any]
+
+
+class Matrix:
+    """The rows of a session, one for each case, vendor and kernel."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        """Take a row."""
+        self.rows.append(row)
+
+    def counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """How many of each outcome, by vendor and kernel."""
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        for row in self.rows:
+            cell = found.setdefault(row["vendor"], {}).setdefault(row["kernel"], dict.fromkeys(OUTCOMES, 0))
+            cell[row["outcome"]] += 1
+        return found
+
+    def failures(self) -> list[Row]:
+        """The rows that failed."""
+        return [row for row in self.rows if row["outcome"] == Outcome.FAIL.value]
+
+    def faults(self) -> list[str]:
+        """What is wrong with the suite or the model, not with a vendor."""
+        broken = [
+            f"{row['case']}: {finding['text']}"
+            for row in self.failures()
+            if row["vendor"] == SUITE
+            for finding in row.get("findings", ())
+        ]
+        return broken + list(dict.fromkeys(row["reason"] for row in self.rows if row.get("fault")))
+
+    def tested(self) -> bool:
+        """Whether any case of a vendor has passed or failed."""
+        meant = (Outcome.PASS.value, Outcome.FAIL.value, Outcome.XFAIL.value)
+        return any(row["vendor"] != SUITE and row["outcome"] in meant for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """The matrix as data: ``counts[vendor][kernel][outcome]``, all ``cases``, and ``faults`` of the suite itself."""
+        rows = sorted(self.rows, key=lambda row: (row["vendor"], row["kernel"], row["stage"], row["case"]))
+        return {"format": "iommukit-matrix-1", "faults": self.faults(), "counts": self.counts(), "cases": rows}
+
+    def write(self, path: Path) -> None:
+        """Write the matrix; the file is there whole or not at all.  Raises ``InputError``."""
+        try:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(self.to_json(), file, indent=1, ensure_ascii=False)
+                    file.write("\n")
+                Path(name).chmod(0o644)
+                Path(name).replace(path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise InputError(f"cannot be written: {error.strerror}", source=str(path)) from error
+
+    # ---- for people --------------------------------------------------------------------------------------------------
+
+    def table(self) -> Iterator[str]:
+        """Vendor, kernel and the five counts."""
+        counts = self.counts()
+        names = [vendor for vendor in counts if vendor != SUITE] + [vendor for vendor in counts if vendor == SUITE]
+        width = max((len(name) for name in names), default=6)
+        kernels = max((len(kernel) for cells in counts.values() for kernel in cells), default=6)
+        yield f"{'vendor':{width}}  {'kernel':{kernels}}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES)
+        for vendor in names:
+            for kernel, cell in counts[vendor].items():
+                numbers = "".join(f"{cell[outcome] or '.':>11}" for outcome in OUTCOMES)
+                yield f"{vendor:{width}}  {kernel:{kernels}}{numbers}"
+
+    def failed(self) -> Iterator[str]:
+        """One line for each failure, and its first findings."""
+        for row in self.failures():
+            yield f"{row['vendor']} {row['kernel']}: {row['rule'] or 'no rule'}: {row['title']} [{row['case']}]"
+            findings = row.get("findings", ())
+            for finding in findings[:SHOWN_FINDINGS]:
+                named = "" if finding["rule"] == row["rule"] else f"{finding['rule']}: "
+                yield f"    {named}{finding['text']}"
+            if len(findings) > SHOWN_FINDINGS:
+                yield f"    and {len(findings) - SHOWN_FINDINGS} more"
+
+    def reasons(self) -> Iterator[str]:
+        """Why cases were not applicable, undecided or expected to fail; the most frequent reasons."""
+        for outcome in (Outcome.XFAIL, Outcome.NOT_APPLICABLE, Outcome.UNDECIDED):
+            found = Counter(row.get("reason", "") for row in self.rows if row["outcome"] == outcome.value)
+            for reason, number in found.most_common(SHOWN_REASONS):
+                yield f"{outcome.value:>9} {number:6}  {reason}"
+            rest = sum(found.values()) - sum(number for _, number in found.most_common(SHOWN_REASONS))
+            if rest:
+                yield f"{outcome.value:>9} {rest:6}  for {len(found) - SHOWN_REASONS} other reasons (--matrix-json has them all)"
