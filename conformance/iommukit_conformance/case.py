@@ -170,7 +170,7 @@ def decide(case: Case, lab: Lab, *, enough: int = 0) -> Verdict:
 def _with_expectation(rule: str | None, found: list[Finding], expected: Mapping[str, str]) -> Verdict:
     """A rule that the vendor declares to break must be broken: a pass is a failure."""
     if not found:
-        if rule in expected:
+        if rule is not None and rule in expected:
             return Verdict(Outcome.FAIL, "", (Finding(rule, f"passes, though it is declared to fail: {expected[rule]}"),))
         return Verdict(Outcome.PASS)
     if all(finding.rule in expected for finding in found):

@@ -5,14 +5,14 @@ A watched rule is a function from a ``Moment`` to findings, as a case is; ``Watc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from iommukit.device import Device, DmaOps
 from iommukit.domain import Domain, DomainType
 from iommukit.group import Group
 from iommukit.kernel.system import System
-from iommukit.policy import SYSFS_POLICY, DmaApiPolicy, Era
+from iommukit.policy import SYSFS_POLICY, DmaApiPolicy
 from iommukit.regions import RegionType
 from iommukit.scenario.model import Scenario, Step
 from iommukit.scenario.result import StepResult
@@ -20,6 +20,9 @@ from iommukit_conformance.case import hold
 from iommukit_conformance.recorder import Recorder
 
 RFC = ("rfc",)
+
+WHOLE_GROUP = ("rfc", "6.12", "7.2")
+"""Kernels that set up a group as a whole."""
 
 TYPE_OF = {DmaApiPolicy.IDENTITY: "identity", DmaApiPolicy.STRICT: "DMA", DmaApiPolicy.LAZY: "DMA-FQ"}
 
@@ -87,21 +90,26 @@ Rule = Callable[[Moment], Findings]
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A watched rule and the only kernels that it is for (none: all)."""
+    """A watched rule, the only kernels that it is for (none: all), and what a vendor must have for it to mean anything."""
 
     rule: str
     look: Rule
     kernels: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    not_on: Mapping[str, str] = field(default_factory=dict)
+    """Architectures that it is not for, with the reason."""
 
 
 WATCHED: list[Watched] = []
 
 
-def watched(rule: str, *, kernels: tuple[str, ...] = ()) -> Callable[[Rule], Rule]:
+def watched(
+    rule: str, *, kernels: tuple[str, ...] = (), requires: tuple[str, ...] = (), not_on: Mapping[str, str] | None = None
+) -> Callable[[Rule], Rule]:
     """Register a watched rule."""
 
     def register(look: Rule) -> Rule:
-        WATCHED.append(Watched(rule, look, kernels))
+        WATCHED.append(Watched(rule, look, kernels, requires, not_on or {}))
         return look
 
     return register
@@ -110,7 +118,7 @@ def watched(rule: str, *, kernels: tuple[str, ...] = ()) -> Callable[[Rule], Rul
 # ---- the resolved engine ---------------------------------------------------------------------------------------------
 
 
-@watched("INV-01", kernels=RFC)
+@watched("INV-01", kernels=RFC, requires=("trust",))
 def untrusted_is_strict(moment: Moment) -> Findings:
     """I1.  Blocking in an unmanaged domain is an owner's doing, not the core's."""
     for device in moment.system.present_devices():
@@ -163,7 +171,7 @@ def equal_write_is_nothing(moment: Moment) -> Findings:
     yield hold(not moment.step.attaches, f"{text} moved a device")
 
 
-@watched("INV-06", kernels=RFC)
+@watched("INV-06", kernels=RFC, requires=("direct-regions",))
 def direct_regions_stay(moment: Moment) -> Findings:
     """I6."""
     yield from _direct_regions(moment)
@@ -225,11 +233,15 @@ def the_type_is_the_domain(moment: Moment) -> Findings:
             yield hold(default.type is asked, text)
 
 
-@watched("DRV-16", kernels=("6.1", "6.1.192", "rfc-as-posted", "rfc-unconverted"))
+@watched(
+    "DRV-16",
+    kernels=("6.1", "6.1.192", "rfc-as-posted", "rfc-unconverted"),
+    not_on={"aarch64": "arm64 sets up the DMA API itself when a driver binds"},
+)
 def mapping_calls_reach_the_domain(moment: Moment) -> Findings:
-    """After boot; arm64 sets up the DMA API when a driver binds."""
+    """After boot."""
     system = moment.system
-    if moment.step is not None or system.boot.era >= Era.V6_12 or system.boot.arch == "aarch64":
+    if moment.step is not None:
         return
     for device in system.present_devices():
         if device.unit is None or not device.unit.default_domains or device.attached is None or device.attach_deferred:
@@ -262,18 +274,22 @@ def given_back_is_gone(moment: Moment) -> Findings:
 
 @watched("DRV-39")
 def devices_are_where_their_group_is(moment: Moment) -> Findings:
-    """Unless a failed step left them apart in a kernel that does not put things back."""
+    """Unless a failed step left them apart in a kernel that does not put things back.
+
+    6.1 and the posted patch attach only the newcomer when a group that has had no default domain gets one (H12).
+    """
     if moment.unsettled:
         return
+    partly = moment.system.kernel.name not in WHOLE_GROUP
     for group in moment.system.groups.values():
         for device in group.devices:
-            if not device.attach_deferred and group.domain is not None:
+            if not device.attach_deferred and group.domain is not None and not (partly and device.attached is None):
                 where = device.attached.type.name if device.attached else "no domain"
                 text = f"{device.label} is in {where}, its group {group.id} in {group.domain.type.name}"
                 yield hold(device.attached is group.domain, text)
 
 
-@watched("DRV-52")
+@watched("DRV-52", requires=("direct-regions",))
 def direct_regions_at_boot(moment: Moment) -> Findings:
     """Every kernel maps them before or after the first attachment."""
     if moment.step is None:
@@ -292,8 +308,9 @@ def _direct_regions(moment: Moment) -> Findings:
 
 
 def _is_kdump(system: System) -> bool:
-    words = ("pre_enabled", "translation_enabled", "kdump")
-    return any(system.machine.hardware.get(word) for word in words) or bool(system.machine.firmware)
+    """The machine file, or a table in it, may say that translation is on before the kernel starts."""
+    said = any("pre_enabled" in name and value for name, value in system.machine.hardware.items())
+    return said or bool(system.machine.firmware)
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------

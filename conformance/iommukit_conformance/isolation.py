@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 from iommukit.device import DeviceFacts, DeviceKind
 from iommukit.machine.model import Machine
@@ -98,11 +99,11 @@ def pairs(machine: Machine, *, together: bool) -> list[tuple[str, str]]:
 # ---- topologies to try -----------------------------------------------------------------------------------------------
 
 
-def _port(name: str, address: str, kind: str = "root_port", **more: object) -> Spec:
+def _port(name: str, address: str, kind: str = "root_port", **more: Any) -> Spec:
     return {"name": name, "address": address, "id": "1b36:000c", "class": "060400", "kind": kind, **more}
 
 
-def _card(name: str, address: str, parent: str | None = None, kind: str = "endpoint", **more: object) -> Spec:
+def _card(name: str, address: str, parent: str | None = None, kind: str = "endpoint", **more: Any) -> Spec:
     return {"name": name, "address": address, "id": "8086:10d3", "class": "020000", "kind": kind, "parent": parent, **more}
 
 
@@ -112,7 +113,7 @@ _SWITCH_TOP = (
 )
 
 
-def _switch(**down: object) -> tuple[Spec, ...]:
+def _switch(**down: Any) -> tuple[Spec, ...]:
     return (
         *_SWITCH_TOP,
         _port("down1", "0000:02:01.0", "downstream_port", parent="up", **down),
@@ -122,7 +123,7 @@ def _switch(**down: object) -> tuple[Spec, ...]:
     )
 
 
-def _functions(**each: object) -> tuple[Spec, ...]:
+def _functions(**each: Any) -> tuple[Spec, ...]:
     return (
         _port("root", "0000:00:01.0", acs=ISOLATED),
         _card("f0", "0000:01:00.0", "root", multifunction=True, **each),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from iommukit_conformance.case import EVERY, SUITE, Case, Scope, Verdict
 from iommukit_conformance.session import Session
 
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
-PROPERTY = "iommukit"
-"""The name of the report's property that holds a row of the matrix, as JSON."""
+
+
+SHOWN_FINDINGS = 20
 
 
 class CaseFailed(Exception):
@@ -42,7 +42,6 @@ class CaseItem(pytest.Item):
     def runtest(self) -> None:
         """Decide the case; a failure is raised, every other outcome goes into the report."""
         verdict = self.verdict = self.config.stash[SESSION].decide(self.case, self.vendor, self.kernel)
-        self.user_properties.append((PROPERTY, json.dumps(self.row(verdict))))
         if verdict.outcome is Outcome.FAIL:
             raise CaseFailed(verdict)
 
@@ -66,11 +65,14 @@ class CaseItem(pytest.Item):
         return row
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The rule, what it says, and what was found; a traceback only where the suite itself has crashed."""
+        """What was found, and the rule that it breaks; a traceback only where the suite itself has crashed."""
         if not isinstance(excinfo.value, CaseFailed):
             return super().repr_failure(excinfo, style)
-        lines = [f"{self.case.rule or 'no rule'}: {self.case.title}", f"{self.vendor} under {self.shown_kernel}:"]
-        lines.extend(f"  {finding}" for finding in excinfo.value.verdict.findings)
+        findings = excinfo.value.verdict.findings
+        lines = [str(findings[0]), "", f"{self.vendor} under {self.shown_kernel} breaks {self.case.rule}: {self.case.title}"]
+        lines.extend(f"  {finding}" for finding in findings[1:SHOWN_FINDINGS])
+        if len(findings) > SHOWN_FINDINGS:
+            lines.append(f"  and {len(findings) - SHOWN_FINDINGS} more")
         return "\n".join(lines)
 
     def reportinfo(self) -> tuple[Path, None, str]:
@@ -84,9 +86,7 @@ def items_of(collector: pytest.Collector, found: Iterator[Case]) -> list[pytest.
     items: list[pytest.Item] = []
 
     def add(case: Case, vendor: str, kernel: Kernel, shown: str, name: str) -> None:
-        items.append(
-            CaseItem.from_parent(collector, name=name, case=case, vendor=vendor, kernel=kernel, shown_kernel=shown)
-        )
+        items.append(CaseItem.from_parent(collector, name=name, case=case, vendor=vendor, kernel=kernel, shown_kernel=shown))
 
     for case in found:
         if case.scope is Scope.SUITE:

@@ -12,7 +12,7 @@ from typing import Any
 from iommukit.device import Device
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import InputError, IommuError, NotApplicable
-from iommukit.hookspecs import CAPABILITIES, ExampleDevice
+from iommukit.hookspecs import ExampleDevice
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.start import new_boot_state, start_system
@@ -101,7 +101,7 @@ class Lab:
         """Raise ``NotApplicable`` where the vendor lacks one of these."""
         for capability in capabilities:
             if not self.vendor.has(capability):
-                raise NotApplicable(f"{self.vendor.name} lacks {capability}: {CAPABILITIES[capability]}")
+                raise NotApplicable(f"{self.vendor.name} lacks {capability}")
 
     def with_kernel(self, kernel: Kernel) -> Lab:
         """The same vendor's lab under another kernel."""

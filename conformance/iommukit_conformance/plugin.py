@@ -24,26 +24,32 @@ from iommukit.kernel.profiles import PROFILES, get_kernel
 from iommukit.machine.documents import parse_documents, read_text
 from iommukit.scenario.result import Outcome
 from iommukit.vendors import Vendor, VendorRegistry
-from iommukit_conformance.case import Undecided
-from iommukit_conformance.items import PROPERTY, SESSION, CaseItem, items_of
+from iommukit_conformance.case import EVERY, Undecided
+from iommukit_conformance.items import SESSION, CaseItem, items_of
 from iommukit_conformance.lab import Lab
 from iommukit_conformance.selection import Selection, select
 from iommukit_conformance.session import Session
 from iommukit_conformance.suite import expand
 from iommukit_conformance.summary import Matrix
 
+PROPERTY = "iommukit"
+"""The name of a report's property that holds a row of the matrix, as JSON."""
+VENDOR, KERNEL = "iommukit_vendor_name", "iommukit_kernel_name"
+"""What an author's own tests are parametrised by; the fixtures ``vendor`` and ``kernel`` stand on them."""
+
 MATRIX: pytest.StashKey[Matrix] = pytest.StashKey()
+WANTED: pytest.StashKey[Path] = pytest.StashKey()
+"""Where the matrix is to be written."""
 
 CATEGORY = {
     Outcome.PASS: ("passed", "."),
-    Outcome.FAIL: ("failed", "F"),
     Outcome.XFAIL: ("xfailed", "x"),
     Outcome.NOT_APPLICABLE: ("n/a", "n"),
     Outcome.UNDECIDED: ("undecided", "u"),
 }
 """How pytest counts an outcome, and the letter in the progress."""
 
-NOT_RUN = {NotApplicable: Outcome.NOT_APPLICABLE, Undecided: Outcome.UNDECIDED}
+NOT_RUN: dict[type[BaseException], Outcome] = {NotApplicable: Outcome.NOT_APPLICABLE, Undecided: Outcome.UNDECIDED}
 """What an author's own test raises to end so."""
 
 
@@ -82,8 +88,10 @@ def pytest_configure(config: pytest.Config) -> None:
         disputed = _disputed(option.disputed)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
-    if option.matrix_json is not None and not option.matrix_json.absolute().parent.is_dir():
-        raise pytest.UsageError(f"--matrix-json {option.matrix_json}: no such folder")
+    if option.matrix_json is not None:
+        config.stash[WANTED] = option.matrix_json.absolute()
+        if not config.stash[WANTED].parent.is_dir():
+            raise pytest.UsageError(f"--matrix-json {option.matrix_json}: no such folder")
     config.stash[SESSION] = Session(selection, disputed)
     config.stash[MATRIX] = Matrix()
 
@@ -133,11 +141,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """An author's own test that requires capabilities."""
-    callspec = getattr(item, "callspec", None)
-    name = callspec.params.get("vendor") if callspec else None
+    name = _chosen(item).get(VENDOR)
     for marker in item.iter_markers("requires"):
         if name is None:
-            raise pytest.UsageError(f"{item.nodeid}: requires() is for tests with the fixture vendor")
+            pytest.fail("requires() is for tests with the fixture vendor", pytrace=False)
         vendor = _selection(item.config).registry.get(name)
         for capability in marker.args:
             if not vendor.has(capability):
@@ -146,31 +153,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
-    """Give a report its outcome: what is not decided is no pass, and what was expected to fail says why."""
+    """Give a report its outcome and its row; what is not decided is no pass, and what was expected to fail says why."""
     report: pytest.TestReport = yield
     if isinstance(item, CaseItem):
-        if call.when == "call" and item.verdict is not None:
-            _mark(report, item.verdict.outcome, item.verdict.reason)
-    elif call.excinfo is not None and type(call.excinfo.value) in NOT_RUN:
-        outcome = NOT_RUN[type(call.excinfo.value)]
-        reason = str(call.excinfo.value)
-        params = getattr(item, "callspec", None)
-        row = {
-            "case": getattr(item, "originalname", item.name),
-            "rule": None,
-            "title": item.name,
-            "stage": "own",
-            "vendor": params.params.get("vendor", "") if params else "",
-            "kernel": params.params.get("kernel", "") if params else "",
-            "outcome": outcome.value,
-            "reason": reason,
-        }
-        report.user_properties.append((PROPERTY, json.dumps(row)))
-        _mark(report, outcome, reason)
+        verdict = item.verdict
+        if call.when == "call" and verdict is not None:
+            _settle(report, item.row(verdict), verdict.outcome, verdict.reason)
+    elif (params := _chosen(item)) and (call.when == "call" or call.excinfo is not None):
+        outcome, reason = _own_outcome(report, call)
+        if outcome is not None:
+            _settle(report, _own_row(item, params, outcome, reason), outcome, reason)
     return report
 
 
-def _mark(report: pytest.TestReport, outcome: Outcome, reason: str) -> None:
+def _settle(report: pytest.TestReport, row: dict[str, Any], outcome: Outcome, reason: str) -> None:
+    report.user_properties.append((PROPERTY, json.dumps(row)))
     if outcome in (Outcome.PASS, Outcome.FAIL):
         return
     report.outcome = "skipped"
@@ -179,18 +176,45 @@ def _mark(report: pytest.TestReport, outcome: Outcome, reason: str) -> None:
         report.wasxfail = reason
 
 
+def _chosen(item: pytest.Item) -> dict[str, str]:
+    """The vendor and the kernel that an author's own test is run with."""
+    callspec = getattr(item, "callspec", None)
+    return {name: value for name, value in callspec.params.items() if name in (VENDOR, KERNEL)} if callspec else {}
+
+
+def _own_outcome(report: pytest.TestReport, call: pytest.CallInfo[Any]) -> tuple[Outcome | None, str]:
+    """How an author's own test ended; ``None`` for pytest's own skips and expected failures."""
+    if call.excinfo is None:
+        return Outcome.PASS if report.passed else None, ""
+    error = call.excinfo.value
+    if type(error) in NOT_RUN:
+        return NOT_RUN[type(error)], str(error)
+    return (Outcome.FAIL, "") if report.failed else (None, "")
+
+
+def _own_row(item: pytest.Item, params: dict[str, str], outcome: Outcome, reason: str) -> dict[str, Any]:
+    row = {
+        "case": getattr(item, "originalname", item.name),
+        "rule": None,
+        "title": item.nodeid,
+        "stage": "own",
+        "vendor": params.get(VENDOR, EVERY),
+        "kernel": params.get(KERNEL, EVERY),
+        "outcome": outcome.value,
+    }
+    return {**row, "reason": reason} if reason else row
+
+
 def _row(report: pytest.TestReport) -> dict[str, Any] | None:
     """The row of the matrix that a report carries."""
-    if report.when != "call" and report.outcome == "passed":
-        return None
     found = next((value for name, value in report.user_properties if name == PROPERTY), None)
-    return json.loads(str(found)) if found is not None and (report.when == "call" or report.skipped) else None
+    return json.loads(str(found)) if found is not None else None
 
 
 def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
     """Category, letter and word of an outcome; the word comes with its reason."""
     row = _row(report) if isinstance(report, pytest.TestReport) else None
-    if row is None:
+    if row is None or row["outcome"] == Outcome.FAIL.value:
         return None
     category, letter = CATEGORY[Outcome(row["outcome"])]
     word = f"{row['outcome']} ({row['reason']})" if row.get("reason") else row["outcome"]
@@ -223,12 +247,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     matrix = config.stash[MATRIX]
     if hasattr(config, "workerinput") or not matrix.rows:
         return
-    path = config.option.matrix_json
-    if path is not None:
+    if config.option.matrix_json is not None:
         try:
-            matrix.write(path.absolute())
+            matrix.write(config.stash[WANTED])
         except InputError as error:
-            raise pytest.UsageError(str(error)) from error
+            matrix.unwritten = str(error)
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+            return
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         if matrix.faults():
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
@@ -256,6 +281,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         write.write_line(f"{len(matrix.failures())} failed", red=True, bold=True)
         for line in failed:
             write.write_line(line, red=not line.startswith(" "))
+    if matrix.unwritten:
+        write.write_line("")
+        write.write_line(matrix.unwritten, red=True, bold=True)
     faults = matrix.faults()
     if faults:
         write.write_line("")
@@ -273,10 +301,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``vendor`` and ``kernel`` are each chosen one in turn."""
     selection = _selection(metafunc.config)
-    if "vendor" in metafunc.fixturenames:
-        metafunc.parametrize("vendor", selection.vendors, indirect=True)
-    if "kernel" in metafunc.fixturenames:
-        metafunc.parametrize("kernel", [kernel.name for kernel in selection.kernels], indirect=True)
+    if VENDOR in metafunc.fixturenames:
+        metafunc.parametrize(VENDOR, selection.vendors)
+    if KERNEL in metafunc.fixturenames:
+        metafunc.parametrize(KERNEL, [kernel.name for kernel in selection.kernels])
 
 
 @pytest.fixture(scope="session")
@@ -286,15 +314,15 @@ def iommukit_registry(pytestconfig: pytest.Config) -> VendorRegistry:
 
 
 @pytest.fixture
-def vendor(request: pytest.FixtureRequest, iommukit_registry: VendorRegistry) -> Vendor:
+def vendor(iommukit_vendor_name: str, iommukit_registry: VendorRegistry) -> Vendor:
     """A chosen vendor."""
-    return iommukit_registry.get(request.param)
+    return iommukit_registry.get(iommukit_vendor_name)
 
 
 @pytest.fixture
-def kernel(request: pytest.FixtureRequest) -> Kernel:
+def kernel(iommukit_kernel_name: str) -> Kernel:
     """A chosen kernel."""
-    return get_kernel(request.param)
+    return get_kernel(iommukit_kernel_name)
 
 
 @pytest.fixture

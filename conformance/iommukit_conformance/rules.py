@@ -163,6 +163,10 @@ RULES: dict[str, Rule] = {
         "A device's regions do not change from call to call.",
         "The core asks again for each domain.",
     ),
+    "DRV-54": Rule(
+        "A region in the machine file is reported in some release, or the machine is not applicable.",
+        "A machine file must not be ignored silently.",
+    ),
     # ---- groups
     "DRV-60": Rule(
         "device_group answers a group of this system.",

@@ -39,6 +39,8 @@ class Session:
 
     def decide(self, case: Case, vendor: str, kernel: Kernel) -> Verdict:
         """Decide a case for a vendor and a kernel."""
+        if case.stage is Stage.HARNESS:
+            return self._harness[case.name]
         if case.scope is Scope.SUITE:
             return self._decide(case, self._own_lab)
         if self.harness_fault:
@@ -66,12 +68,15 @@ class Session:
             return Verdict(Outcome.UNDECIDED, f"the suite or the model is wrong here, not {lab.vendor.name}: {fault}", fault=True)
 
     @cached_property
-    def harness_fault(self) -> str:
-        """What is wrong with the suite itself; empty where it can tell right from wrong."""
+    def _harness(self) -> dict[str, Verdict]:
         from iommukit_conformance.test_smoke import HARNESS
 
-        for case in HARNESS.make():
-            verdict = self._decide(case, self._own_lab)
+        return {case.name: self._decide(case, self._own_lab) for case in HARNESS.make()}
+
+    @cached_property
+    def harness_fault(self) -> str:
+        """What is wrong with the suite itself; empty where it can tell right from wrong."""
+        for verdict in self._harness.values():
             if verdict.outcome is not Outcome.PASS:
                 return "; ".join(str(finding) for finding in verdict.findings[:1]) or verdict.reason
         return ""

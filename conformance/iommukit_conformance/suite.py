@@ -92,4 +92,3 @@ def run_vendor(
 def failures(done: Iterable[Ran]) -> list[Ran]:
     """The cases that failed."""
     return [ran for ran in done if ran.verdict.outcome is Outcome.FAIL]
-

@@ -26,6 +26,8 @@ class Matrix:
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.unwritten = ""
+        """Why the matrix could not be written."""
 
     def add(self, row: Row) -> None:
         """Take a row."""

@@ -24,13 +24,14 @@ def _signature(system: System) -> dict[str, Any]:
 def test_a_boot_leaves_no_trace(lab: Lab) -> Findings:
     """Every machine between two boots of the same one."""
     first = {name: _try(lab, devices) for name, devices in MACHINES.items()}
-    for name, devices in reversed(MACHINES.items()):
-        before, after = first[name], _try(lab, devices)
+    for name in reversed(list(MACHINES)):
+        before, after = first[name], _try(lab, MACHINES[name])
         if before is None or after is None:
             yield hold(before is after, f"machine {name!r} could be booted only the {'second' if after else 'first'} time")
             continue
         for part, value in before.items():
-            yield hold(after[part] == value, f"machine {name!r}: the {part} of the second boot differ: {_difference(value, after[part])}")
+            text = f"machine {name!r}: the {part} of the second boot differ: {_difference(value, after[part])}"
+            yield hold(after[part] == value, text)
 
 
 def _try(lab: Lab, devices: Any) -> dict[str, Any] | None:

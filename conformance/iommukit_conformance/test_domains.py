@@ -44,7 +44,8 @@ def test_every_device_can_be_translated(lab: Lab) -> Findings:
     """A driver that leaves the DMA API to the architecture still serves other users."""
     for device in _devices(lab):
         kind = _translates(lab, device)
-        yield hold(lab.alloc(device, kind) is not None, f"{device.name} ({device.facts.role or 'plain'}) gets no {kind.name} domain")
+        text = f"{device.name} ({device.facts.role or 'plain'}) gets no {kind.name} domain"
+        yield hold(lab.alloc(device, kind) is not None, text)
 
 
 @case("DRV-31")

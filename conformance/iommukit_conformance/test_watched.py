@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from iommukit.errors import NotApplicable
 from iommukit_conformance.case import Case, CaseList, Check, Findings, HarnessFault, Stage
@@ -26,8 +27,11 @@ def _runs(lab: Lab) -> Iterator[Run]:
                 yield lab.run(scenario)
 
 
-def _check(rule: str, hook: str | None) -> Check:
+def _check(rule: str, hook: str | None = None, not_on: Mapping[str, str] = MappingProxyType({})) -> Check:
     def check(lab: Lab) -> Findings:
+        arch = lab.vendor.declaration.arch[0]
+        if arch in not_on:
+            raise NotApplicable(not_on[arch])
         if hook is not None and hook not in lab.ops.implemented:
             raise NotApplicable(f"{lab.vendor.name} leaves {hook} to the core")
         for run in _runs(lab):
@@ -44,7 +48,15 @@ def _cases() -> list[Case]:
         Case(f"heard_{rule}", _check(rule, hook), rule, RULES[rule].statement, stage=Stage.WATCH) for rule, hook in HEARD.items()
     ]
     seen = [
-        Case(f"seen_{watch.rule}", _check(watch.rule, None), watch.rule, RULES[watch.rule].statement, Stage.WATCH, kernels=watch.kernels)
+        Case(
+            f"seen_{watch.rule}",
+            _check(watch.rule, not_on=watch.not_on),
+            watch.rule,
+            RULES[watch.rule].statement,
+            Stage.WATCH,
+            requires=watch.requires,
+            kernels=watch.kernels,
+        )
         for watch in WATCHED
         if watch.rule not in HEARD
     ]

@@ -40,7 +40,7 @@ def test_names(name: str, profile: str) -> None:
     assert get_kernel(name).name == profile
 
 
-@pytest.mark.parametrize("name", ["", "rfc2", "6", "6.", "6.8", "5.9", "5.20", "4.19", "6.1x", "７.2", "6.12\n", "../6.1"])
+@pytest.mark.parametrize("name", ["", "rfc2", "6", "6.", "6.8", "5.9", "5.20", "4.19", "6.1x", "\uff17.2", "6.12\n", "../6.1"])
 def test_unknown_names(name: str) -> None:
     with pytest.raises(InputError, match=r"no kernel .*there are rfc, rfc-as-posted"):
         get_kernel(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +31,7 @@ def test_merging_keeps_the_bytes_and_leaves_no_overlap_within_a_type(regions: li
     assert [region.start for region in merged] == sorted(region.start for region in merged)
     for kind in RegionType:
         mine = [region for region in merged if region.type is kind]
-        assert all(one.end < other.start for one, other in zip(mine, mine[1:], strict=False))
+        assert all(one.end < other.start for one, other in pairwise(mine))
 
 
 def test_touching_regions_stay_apart_and_types_are_not_mixed() -> None:

@@ -5,66 +5,66 @@ A recording made here has its order known, so that ``timeline`` can be held agai
 
 from __future__ import annotations
 
-from iommukit.errors import IommuError
 from iommukit.kernel.profiles import get_kernel
 from iommukit.scenario.executor import Run
 from iommukit.scenario.model import Scenario, Step
+from iommukit.scenario.result import StepResult
 from iommukit_oracle.events import ERRNO
 from iommukit_oracle.logs import NOT_MODELLED
-from iommukit_oracle.qemu_machine import boot_of, machine_of, profile_of
+from iommukit_oracle.qemu_machine import binds_at_boot, boot_of, machine_of, profile_of
 from iommukit_oracle.recording import Recording
 from iommukit_oracle.replay import written_text
 
 TEXT = {"ok": "ok", **{name: text for text, name in reversed(ERRNO.items())}}
 MODELS = {"nvme": "1b36:0010", "e1000e": "8086:10d3", "virtio-pci": "1af4:"}
-BOOT_DRIVERS = ("pcieport", "shpchp", "virtio-pci")
 
 
 class Guest:
     """A guest on the machine of a recorded boot, under a command line of one's own."""
 
     def __init__(self, template: Recording, cmdline: str, registry) -> None:
-        functions = [{**entry.model_dump(by_alias=True), "group": ""} for entry in template.functions]
+        # What may be plugged in later must be in the machine, so it is said beforehand.
+        plug = {"cmd": "device_add", "args": {"driver": "nvme"}}
+        later = ["@HP|0000:02:00.0|present", "@HP|0000:01:00.0|present"]
+        plugged = {"qmp": [plug, plug], "events": later}
+        made_on = Recording.model_validate({**template.model_dump(by_alias=True), "cmdline": cmdline, **plugged})
+        machine = machine_of(made_on)
+        scenario = Scenario(scenario="played", machine=machine, vendor=template.vendor, boot=boot_of(made_on))
+        self.run = Run(scenario, get_kernel(profile_of(template)), registry.get(template.vendor), registry)
+        self.system = self.run.system
+        self.loaded = {driver for entry in template.functions if (driver := entry.driver)}
+        self.noted: list[str] = []
         self.data = {
             **template.model_dump(by_alias=True),
-            **{"id": f"played-{template.id}", "cmdline": cmdline, "pci": functions},
-            **{"groups": [], "writes": [], "events": [], "snapshots": {}, "qmp": []},
+            "id": f"played-{template.id}",
+            "cmdline": cmdline,
+            "policy_log": [],
+            "iommu_log": self._boot(template),
+            "pci": [entry.model_dump(by_alias=True) for entry in template.functions],
+            "groups": self.groups(),
+            "writes": [],
+            "events": [],
+            "snapshots": {},
+            "qmp": [],
         }
-        firmware = [line for line in template.iommu_log if any(pattern.search(line) for pattern, _ in NOT_MODELLED)]
-        self.data["iommu_log"] = [line for line in firmware if "Adding" not in line]
-        self.data["policy_log"] = []
-        self.hotplug: dict[str, str] = {}
-        self.loaded = {driver for entry in template.functions if (driver := entry.driver)}
-        self.groups_at_bind = template.arch == "arm64" and template.kernel != "7.2"
-        self._boot(registry)
 
-    def _boot(self, registry) -> None:
-        # What may be plugged in later must be in the machine, so the script says it before.
-        self.registry = registry
-        self.data["qmp"] = [{"cmd": "device_add", "args": {"driver": "nvme", "bus": "rp2"}}] * 2
-        self.data["events"] = ["@HP|0000:02:00.0|present"] * 2
-        recording = Recording.model_validate(self.data)
-        self.data["qmp"], self.data["events"] = [], []
-        machine = machine_of(recording)
-        scenario = Scenario(scenario="played", machine=machine, vendor=recording.vendor, boot=boot_of(recording))
-        self.run = Run(scenario, get_kernel(profile_of(recording)), registry.get(recording.vendor), registry)
-        self.system = self.run.system
-        self.data["iommu_log"] = [*(line for line in self.data["iommu_log"] if line not in self.system.boot.log), *self.system.boot.log]
-        if self.groups_at_bind:
-            for entry in self.data["pci"]:
-                if entry["driver"]:
-                    step = Step.model_validate({"bind": {"device": entry["bdf"], "driver": entry["driver"]}})
-                    self.data["iommu_log"] += self.run.step(step).log
-        self.data["iommu_log"] += self.system.take_lines()
-        self.data["groups"] = self.groups()
+    def _boot(self, template: Recording) -> list[str]:
+        """The log: what the model does not print as recorded, then what it does."""
+        others = [line for line in template.iommu_log if any(pattern.search(line) for pattern, _ in NOT_MODELLED)]
+        log = [line for line in others if "Adding" not in line and line not in self.system.boot.log] + self.system.boot.log
+        for driver, device in binds_at_boot(template):
+            log += self.step("bind", device=device, driver=driver).log
+        for entry in template.functions:
+            device = self.device(entry.bdf)
+            if device.driver and device.driver != entry.driver:
+                self.step("unbind", device=entry.bdf)
+                self.step("bind", device=entry.bdf, driver=entry.driver)
+        return log + self.system.take_lines()
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 
-    def do(self, op: str, **arguments) -> str:
-        try:
-            return self.run.step(Step.model_validate({op: arguments})).result
-        finally:
-            self.lines = []
+    def step(self, op: str, **arguments) -> StepResult:
+        return self.run.step(Step.model_validate({op: arguments}))
 
     def device(self, name):
         return self.system.devices[name]
@@ -98,18 +98,18 @@ class Guest:
             for device in self.system.present_devices():
                 ids = "{:04x}:{:04x}".format(*device.facts.ids)
                 if ids.startswith(MODELS[driver]) and device.driver is None:
-                    self.joined(self.run.step(Step.model_validate({"bind": {"device": device.name, "driver": driver}})).log)
+                    self.joined(self.step("bind", device=device.name, driver=driver).log)
 
     def joined(self, lines) -> None:
-        self.noted = [*getattr(self, "noted", []), *(line for line in lines if "Adding to iommu group" in line)]
+        self.noted += [line for line in lines if "Adding to iommu group" in line]
 
     def note(self) -> None:
         """Print what the kernel said of groups since the last time."""
-        self.data["events"] += [f"@N|[    1.000000] {line}" for line in getattr(self, "noted", [])]
+        self.data["events"] += [f"@N|[    1.000000] {line}" for line in self.noted]
         self.noted = []
 
     def bind(self, name: str, driver: str) -> None:
-        done = self.run.step(Step.model_validate({"bind": {"device": name, "driver": driver}}))
+        done = self.step("bind", device=name, driver=driver)
         self.joined(done.log)
         outcome = "0:" if done.result == "ok" else f"1:{TEXT[done.result]}"
         self.data["events"].append(f"@B|{name}|{driver}|{outcome}")
@@ -117,15 +117,15 @@ class Guest:
 
     def unbind(self, name: str) -> None:
         if self.device(name).driver:
-            self.do("unbind", device=name)
+            self.step("unbind", device=name)
         self.drv(name)
 
     def remove(self, name: str) -> None:
-        self.do("remove", device=name)
+        self.step("remove", device=name)
 
     def rescan(self, *names: str) -> None:
         for name in names:
-            self.do("add", device=name)
+            self.step("add", device=name)
             for device in (self.device(name), *self.system.below(self.device(name))):
                 self._autobind(device)
 
@@ -134,14 +134,14 @@ class Guest:
             ids = "{:04x}:{:04x}".format(*device.facts.ids)
             port = driver == "pcieport" and device.facts.kind.value == "root_port"
             if device.driver is None and (port or (driver in MODELS and ids.startswith(MODELS[driver]))):
-                self.do("bind", device=device.name, driver=driver)
+                self.step("bind", device=device.name, driver=driver)
 
     def plug(self, name: str, model: str) -> None:
         self.data["qmp"].append({"cmd": "device_add", "args": {"driver": model, "bus": "rp2"}, "reply": {"return": {}}})
         self.data["events"].append(f"@HOST|device_add driver={model} bus=rp2")
-        self.do("add", device=name)
+        self.step("add", device=name)
         if model in self.loaded:
-            self.do("bind", device=name, driver=model)
+            self.step("bind", device=name, driver=model)
         self.data["events"].append(f"@HP|{name}|present")
 
     def unplug(self, name: str) -> None:
@@ -149,6 +149,25 @@ class Guest:
         self.data["events"].append("@HOST|device_del id=hp0")
         self.remove(name)
         self.data["events"].append(f"@HP|{name}|gone")
+
+    def test(self, tag: str, name: str) -> None:
+        """A functional test: a driver whose device is dead lets go of it (nvme) or stays without traffic (e1000e)."""
+        device = self.device(name)
+        dead = self.step("dma", device=name).result == "EIO"
+        driver, kind = device.driver, device.sysfs_type
+        outcome = "works" if not dead else "no block device (driver none)" if driver == "nvme" else "no answer rc=1"
+        if dead and driver == "nvme":
+            self.step("unbind", device=name)
+        self.data["events"].append(f"@F|{tag}|{driver}|type={kind}|{outcome}")
+
+    def own(self, member: str) -> None:
+        number = self.device(member).group.id
+        assert self.step("claim", group_of=member).result == "ok"
+        self.data["events"].append(f"@R|vfio|group {number} flags=1 set_container=ok")
+
+    def disown(self, member: str) -> None:
+        self.step("release", group_of=member)
+        self.data["events"].append("@R|vfio|closing")
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
@@ -164,13 +183,13 @@ class Guest:
             "wrote": wrote,
             "type_before": group.sysfs_type,
         }
-        done = self.run.step(Step.model_validate({"write": {"group_of": member, "type": written_text(wrote)}}))
+        done = self.step("write", group_of=member, type=written_text(wrote))
         lines = [line for line in done.log if "iommu group" not in line]
         self.data["writes"].append({**write, "result": TEXT[done.result], "type_after": group.sysfs_type, "dmesg": lines})
         return write["type_before"], group.sysfs_type
 
     def quiet(self, member: str, wrote: str) -> None:
-        self.do("write", group_of=member, type=wrote + "\n")
+        self.step("write", group_of=member, type=wrote + "\n")
 
     def matrix(self, member: str, tag: str) -> None:
         if self.device(member).group is None:
@@ -376,4 +395,137 @@ def unknown_script(g: Guest) -> None:
     g.wr(edu, "DMA", "fifth")
 
 
-__all__ = ["Guest", "IommuError", "drivers_arm", "hotplug_x86", "rmrr", "sysfs_arm", "sysfs_s390", "sysfs_x86", "untrusted_x86", "unknown_script"]
+# ---- scripts of the posted patch's recordings --------------------------------------------------------------------------
+
+
+def h15(g: Guest, *, writes_first: bool) -> None:
+    nvme, nic = D.format("05.0"), D.format("04.0")
+    drivers = {nic: "e1000e", nvme: "nvme"}
+    for name, driver in reversed(drivers.items()):
+        g.load(driver)
+        g.test("boot", name)
+    for name in (nvme, nic):
+        g.unbind(name)
+    for wrote in ("DMA", "identity", "DMA", "DMA-FQ", "identity", "DMA-FQ", "auto"):
+        for name in drivers if writes_first else ():
+            g.wr(name, wrote, f"h15-{wrote}")
+        for name, driver in drivers.items():
+            if not writes_first:
+                g.wr(name, wrote, f"h15-{wrote}")
+            g.bind(name, driver)
+            g.test(f"after-{wrote}", name)
+            g.unbind(name)
+    g.wr(nic, "DMA", "h15-last")
+    g.remove(nic)
+    g.rescan(nic)
+    g.test("after-remove-rescan", nic)
+    group = g.device(nic).group.id
+    g.data["events"] += [
+        f"@X|after-remove-rescan|[   81.0] pci {nic}: Removing from iommu group {group}",
+        f"@X|after-remove-rescan|[   81.5] pci {nic}: Adding to iommu group {group}",
+    ]
+    g.snap("end")
+
+
+def h15_together(g: Guest) -> None:
+    h15(g, writes_first=True)
+
+
+def h15_apart(g: Guest) -> None:
+    h15(g, writes_first=False)
+
+
+def h15live(g: Guest) -> None:
+    nvme, nic = D.format("05.0"), D.format("04.0")
+    for driver, name in (("nvme", nvme), ("e1000e", nic)):
+        g.load(driver)
+        g.test("boot", name)
+    for wrote in ("DMA-FQ", "DMA", "auto", "identity"):
+        for name in (nic, nvme):
+            g.wr(name, wrote, f"bound-{wrote}")
+    for tag, wrote, test in (
+        ("unbound-DMA-FQ", "DMA-FQ", "fq"),
+        ("unbound-DMA-FQ-again", "DMA-FQ", "fq2"),
+        ("unbound-auto", "auto", "auto"),
+    ):
+        for name in (nic, nvme):
+            g.unbind(name)
+        for name in (nic, nvme):
+            g.wr(name, wrote, tag)
+        for name, driver in ((nic, "e1000e"), (nvme, "nvme")):
+            g.bind(name, driver)
+            g.test(test, name)
+    g.snap("end")
+
+
+def vfio(g: Guest) -> None:
+    one, two = D.format("09.0"), D.format("09.1")
+    g.load("nvme")
+    g.test("boot", two)
+    g.unbind(two)
+    g.bind(one, "vfio-pci")
+    g.snap("vfio-bound")
+    for wrote in TYPES:
+        g.wr(one, wrote, "vfio-bound-not-owned")
+    g.own(one)
+    g.snap("owned")
+    for wrote in ("DMA-FQ", "DMA", "identity", "auto"):
+        g.wr(one, wrote, "vfio-owned")
+    group = g.device(one).group.id
+    g.remove(two)
+    g.snap("owned-removed")
+    g.data["events"].append(f"@X|owned-removed|[    9.4] pci {two}: Removing from iommu group {group}")
+    g.step("add", device=two)
+    g.snap("owned-back")
+    g.data["events"].append(f"@X|owned-back|[   10.4] pci {two}: Adding to iommu group {group}")
+    g.bind(two, "nvme")
+    g.disown(one)
+    g.bind(two, "nvme")
+    g.test("released", two)
+    g.drv(two)
+    g.snap("end")
+
+
+def rmrr91(g: Guest) -> None:
+    nvme = D.format("09.0")
+    g.load("nvme")
+    g.test("boot", nvme)
+    g.unbind(nvme)
+    for wrote in ("identity", "DMA", "DMA-FQ", "auto"):
+        g.wr(nvme, wrote, "partial")
+    g.bind(nvme, "nvme")
+    g.test("after-failed-claim", nvme)
+    g.snap("end")
+
+
+def conflict(g: Guest) -> None:
+    for wrote in TYPES:
+        g.wr(D.format("06.0"), wrote, "conflict")
+    g.snap("end")
+
+
+def gfx(g: Guest) -> None:
+    for slot in ("0b.0", "09.0"):
+        name = D.format(slot)
+        g.matrix(name, f"gfx-{name}")
+        for wrote in ("auto", "identity", "DMA", "DMA-FQ", "auto"):
+            g.wr(name, wrote, "gfx-again")
+    g.matrix(D.format("03.0"), "single-nodrv")
+    g.snap("end")
+
+
+def hpjoin(g: Guest) -> None:
+    port, below = D.format("06.0"), "0000:01:00.0"
+    g.load("e1000e")
+    g.snap("before")
+    g.wr(port, "identity", "before-join")
+    g.snap("before2")
+    g.plug(below, "e1000e")
+    g.drv(below)
+    g.snap("joined")
+    for wrote in ("identity", "DMA", "DMA-FQ", "auto"):
+        g.wr(port, wrote, "after-join-bound")
+    g.unbind(below)
+    for wrote in ("identity", "DMA", "DMA-FQ", "auto"):
+        g.wr(port, wrote, "after-join")
+    g.snap("end")

@@ -124,7 +124,7 @@ def test_folders_are_opened(tmp_path):
 
 def test_the_shipped_recordings_are_small():
     sizes = [path.stat().st_size for path in recording_files([shipped_recordings()])]
-    assert len(sizes) == 17
+    assert len(sizes) == 16
     assert sum(sizes) < 200_000
 
 

@@ -14,7 +14,14 @@ def test_columns_stand_below_each_other_and_nothing_is_cut() -> None:
     grid = page.grid("name", "value")
     grid.add("a", "1")
     grid.add("longer", "2")
-    assert page.lines() == ["  head", " a    long word  x", " abc  b          " + "y" * 300, "name    value", "a       1", "longer  2"]
+    assert page.lines() == [
+        "  head",
+        " a    long word  x",
+        " abc  b          " + "y" * 300,
+        "name    value",
+        "a       1",
+        "longer  2",
+    ]
 
 
 def test_a_row_has_as_many_cells_as_columns() -> None:

@@ -57,7 +57,10 @@ def test_a_kernel_that_can_only_boot_decides_no_steps() -> None:
         ({"expect": {"rfc": {"reserved": ["nic"]}}}, "live-switch: expect.reserved must map devices to lists of lines"),
         ({"expect": {"rfc": {"²": "ok"}}}, "live-switch: no '²' to expect"),
         ({"requires": ["frob"]}, "scenario live-switch: no capability 'frob'"),
-        ({"machine": {"machine": "m", "firmware": {"TOYT": "base64:AAAA"}}, "steps": [], "expect": {}}, "one byte was expected, not 3"),
+        (
+            {"machine": {"machine": "m", "firmware": {"TOYT": "base64:AAAA"}}, "steps": [], "expect": {}},
+            "one byte was expected, not 3",
+        ),
     ],
 )
 def test_bad_input_names_the_scenario(changes: dict[str, object], message: str) -> None:

@@ -111,7 +111,7 @@ class CrashesOnUnknownTypes(Wrong):
     @hookimpl
     def domain_alloc(self, device: Device, type: DomainType) -> Domain | None:
         """Blocking was forgotten."""
-        offered = {kind: kind for kind in DomainType if kind is not DomainType.BLOCKED}
+        offered: dict[DomainType, DomainType] = {kind: kind for kind in DomainType if kind.value}
         return super().domain_alloc(device, offered[type])
 
 

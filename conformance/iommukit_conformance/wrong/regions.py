@@ -107,3 +107,15 @@ class UnmapsRegions(Wrong):
         super().attach_dev(domain, device)
         if domain.type is not DomainType.IDENTITY:
             domain.direct.clear()
+
+
+class IgnoresTheMachineFile(Wrong):
+    """Knows two types."""
+
+    mistake = "It ignores the machine file's regions that are never to be mapped, instead of refusing the machine."
+    rule = "DRV-54"
+
+    @hookimpl
+    def get_resv_regions(self, device: Device) -> Sequence[ReservedRegion]:
+        """Reserved regions are left out."""
+        return [region for region in super().get_resv_regions(device) if region.type is not RegionType.RESERVED]

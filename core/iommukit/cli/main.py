@@ -53,14 +53,6 @@ class Commands(click.Group):
             raise click.UsageError(f"no command {args[0]!r}; {guess}", ctx)
         return super().resolve_command(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """As click does; a reader that has gone away is no finding."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            drop_output()
-            raise click.exceptions.Exit(BROKEN_PIPE) from None
-
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run, and exit: 0 fine, 1 a finding, 2 bad input."""
         alone = extra.pop("standalone_mode", True)
@@ -79,7 +71,8 @@ class Commands(click.Group):
             hint = f" (see {context.command_path} --help)" if context is not None else ""
             complain(error.format_message().rstrip(".") + hint)
             code = BAD_INPUT
-        except BrokenPipeError:
+        except (BrokenPipeError, SystemExit):
+            # click leaves with SystemExit(1), a finding, when nobody reads any more.
             drop_output()
             code = BROKEN_PIPE
         except OSError as error:
@@ -114,7 +107,7 @@ def drop_output() -> None:
         return
 
 
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.command("iommukit", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="iommukit", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:

@@ -66,6 +66,11 @@ def command(
         write(html_file, matrix_html(matrix))
     if "-" not in (json_file, html_file):
         if json_file is None and html_file is None:
-            show(matrix_page(matrix))
-        show(summary_page(matrix))
+            page = matrix_page(matrix)
+            page.blank()
+            page.extend(summary_page(matrix))
+        else:
+            page = summary_page(matrix)
+            page.line(f"written: {', '.join(name for name in (json_file, html_file) if name)}")
+        show(page)
     return int(matrix.failed)

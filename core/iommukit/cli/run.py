@@ -48,8 +48,9 @@ def command(
     expected.  Beyond a few runs each is one line, and a FAIL is told in full.  With --json each result is one line.  Exit code 1 if
     any run is a FAIL.
     """
-    from iommukit.cli.output import show, show_json
+    from iommukit.cli.output import progress, show, show_json
     from iommukit.kernel.profiles import DEFAULT
+    from iommukit.report.page import Page
     from iommukit.report.runs import run_cases, worst
     from iommukit.report.transcript import short_page, tally, transcript
     from iommukit.scenario.result import Outcome
@@ -57,18 +58,25 @@ def command(
     registry = load_registry(context, vendors)
     played, makers = chosen_kernels(kernels, [DEFAULT]), chosen_vendors(registry, vendors)
     loaded = chosen_scenarios(scenarios)
-    many = len(loaded) * len(played) * len(makers) > FEW if full is None else not full
-    results = []
-    for scenario, result in run_cases(loaded, played, makers, registry):
-        results.append(result)
-        if as_json:
+    total = len(loaded) * len(played) * len(makers)
+    many = total > FEW if full is None else not full
+    # All of it before the first word: a wrong scenario shall not follow half an answer.
+    with progress(total, "run") as tick:
+        runs = list(run_cases(loaded, played, makers, registry, tick=tick))
+    results = [result for _, result in runs]
+    if as_json:
+        for result in results:
             show_json(result.to_json(), one_line=True)
-            continue
-        brief = many and result.outcome is not Outcome.FAIL
-        page = short_page(scenario, result) if brief or result.boot is None else transcript(scenario, result)
-        if not brief:
+        return worst(results)
+    page = Page()
+    for scenario, result in runs:
+        if (many and result.outcome is not Outcome.FAIL) or result.boot is None:
+            page.extend(short_page(scenario, result))
+        else:
             page.blank()
-        show(page)
-    if not as_json and len(results) > 1:
-        show(tally(results))
+            page.extend(transcript(scenario, result))
+            page.blank()
+    if len(results) > 1:
+        page.extend(tally(results))
+    show(page.trimmed())
     return worst(results)

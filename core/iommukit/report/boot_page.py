@@ -36,11 +36,12 @@ def boots_page(boots: Boots) -> Page:
     for prediction in boots.predictions:
         page.blank()
         page.extend(prediction_page(prediction))
-    page.blank()
+    if boots.stopped or boots.not_applicable or boots.machine.sources:
+        page.blank()
     for vendor, text in boots.stopped.items():
         page.line(Span(f"{vendor} stopped: {text}", "bad"))
     for vendor, reason in boots.not_applicable.items():
-        page.line(Span(f"{vendor}: N/A, {reason}", "dim"))
+        page.line(Span(f"{vendor}: N/A, {reason.removeprefix(vendor + ' ')}", "dim"))
     machine = boots.machine
     for source in machine.sources:
         where = f", {source.url}" if source.url else ""

@@ -338,7 +338,7 @@ def _died(where: str, was: DeviceState, now: DeviceState) -> Change | None:
     """DMA that worked in one state and not in the other, both unowned."""
     if was.dead or not now.dead or was.owned or now.owned:
         return None
-    return Change("dma-dies", where, f"{_shown(was)}, DMA works", f"{_shown(now)}, DMA fails: {now.dead}")
+    return Change("dma-dies", where, f"works ({_shown(was)})", f"dead ({_shown(now)}), {now.dead}")
 
 
 def _difference(name: str, where: str, was: DeviceState, now: DeviceState) -> Change:

@@ -57,21 +57,33 @@ def outcome_of(system: System) -> Hashable:
 
 
 def without(cmdline: str, option: str) -> str:
-    """The command line without an option; ``name=word`` also leaves the comma list that it is part of."""
-    words = []
+    """The command line without an option; ``name=word`` also leaves the comma list that it is part of.
+
+    A reader that finds words anywhere in a text reports one that stands nowhere by itself; then the texts that hold it go.
+    """
     name, equals, word = option.partition("=")
-    for key, value in split_cmdline(cmdline):
-        if key == name:
-            if value is None or not equals or value == word:
-                continue
-            items = value.split(",")
-            kept = [item for item in items if item != word]
-            if len(kept) == len(items) or not kept:
-                continue
-            value = ",".join(kept)
-        text = key if value is None else f"{key}={value}"
-        words.append(f'"{text}"' if any(character.isspace() for character in text) else text)
-    return " ".join(words)
+    words = list(split_cmdline(cmdline))
+    listed_somewhere = any(_same(key, name) and word in (value or "").split(",") for key, value in words)
+    kept: list[tuple[str, str | None]] = []
+    for key, value in words:
+        if not _same(key, name) or (value is None) is bool(equals):
+            kept.append((key, value))
+        elif value is not None and value != word and listed_somewhere:
+            rest = [item for item in value.split(",") if item != word]
+            if rest:
+                kept.append((key, ",".join(rest)))
+        elif value is not None and word not in value:
+            kept.append((key, value))
+    return " ".join(_written(key if value is None else f"{key}={value}") for key, value in kept)
+
+
+def _same(one: str, other: str) -> bool:
+    """The kernel takes - and _ in a name for the same character."""
+    return one.replace("-", "_") == other.replace("-", "_")
+
+
+def _written(word: str) -> str:
+    return f'"{word}"' if any(character.isspace() for character in word) else word
 
 
 def option_fates(system: System, boot: BootSpec, play: Play) -> tuple[OptionFate, ...]:

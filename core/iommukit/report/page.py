@@ -104,6 +104,12 @@ class Page:
         if self.parts and not (isinstance(self.parts[-1], Line) and not self.parts[-1].text):
             self.parts.append(Line(()))
 
+    def trimmed(self) -> Page:
+        """The page without empty lines at its end."""
+        while self.parts and isinstance(last := self.parts[-1], Line) and not last.text:
+            self.parts.pop()
+        return self
+
     def extend(self, other: Page) -> None:
         """Append another page."""
         self.parts.extend(other.parts)

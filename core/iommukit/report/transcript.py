@@ -21,7 +21,7 @@ def headline(result: Result) -> tuple[Piece, ...]:
     """Outcome, scenario, kernel, vendor, and the reason of an outcome that is not PASS."""
     outcome = Span(result.outcome.value.ljust(9), OUTCOME_STYLE[result.outcome])
     found = (outcome, " ", Span(result.scenario, "name"), f"  {result.kernel}  {result.vendor}")
-    return (*found, Span(f"  {result.reason}", "dim")) if result.reason else found
+    return (*found, Span(f"  {result.reason.removeprefix(result.vendor + ' ')}", "dim")) if result.reason else found
 
 
 def short_page(scenario: Scenario, result: Result) -> Page:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from reprlib import Repr
 from typing import Any
 
 from iommukit.errors import InputError
 from iommukit.scenario.model import EXPECTATION_KEYS, OPERATIONS, Scenario
 from iommukit.scenario.result import UNDECIDED, Outcome, Result, StepResult
+
+_short = Repr()
+_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring = 3, 50, 20, 500
 
 
 @dataclass(slots=True)
@@ -130,23 +134,26 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _fragments(scenario: Scenario, value: Any) -> list[str]:
+    found = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, str | int) for each in found):
+        raise InputError("log and no_log expect a text or a list of texts", source=scenario.scenario)
+    return [str(each) for each in found]
 
 
 def _check_log(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
     """Each text must be part of some line, in this order."""
     lines = iter(_log_lines(result, upto))
-    for fragment in _as_list(value):
-        if not any(str(fragment) in line for line in lines):
+    for fragment in _fragments(scenario, value):
+        if not any(fragment in line for line in lines):
             verdict.findings.append(f"log {_when(upto, result)}: no line (in order) with {_shown(fragment)}")
             return
 
 
 def _check_no_log(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
-    for fragment in _as_list(value):
+    for fragment in _fragments(scenario, value):
         for line in _log_lines(result, upto):
-            if str(fragment) in line:
+            if fragment in line:
                 verdict.findings.append(f"log {_when(upto, result)}: there should be no {_shown(fragment)}, but: {line}")
 
 
@@ -213,4 +220,7 @@ SPECIAL: dict[str, Callable[[Scenario, Result, Any, Verdict, int], None]] = {
 
 
 def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str) and (not value or value != value.strip()) else str(value)
+    """A value for people; what aliases have made endless is cut."""
+    if isinstance(value, str):
+        return repr(value) if not value or value != value.strip() else value
+    return _short.repr(value)

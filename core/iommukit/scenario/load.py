@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from iommukit.errors import InputError
+from iommukit.kernel.profiles import get_kernel
 from iommukit.machine.documents import parse_documents, read_text, validate_document
 from iommukit.machine.model import Machine
 from iommukit.machine.realise import load_tables
-from iommukit.scenario.model import Scenario
+from iommukit.scenario.model import ANY_KERNEL, Scenario
 
 SUFFIXES = (".yaml", ".yml")
 MAX_BYTES = 16 << 20
@@ -159,6 +160,12 @@ def load_scenario(document: Any, *, source: str, folder: Path | None = None, tex
     except InputError as error:
         raise InputError(str(error), source=source, place="machine") from error
     scenario = scenario.model_copy(update={"machine": machine})
+    for kernel in scenario.expect:
+        if kernel != ANY_KERNEL:
+            try:
+                get_kernel(kernel)
+            except InputError as error:
+                raise InputError(str(error), source=source, place="expect") from error
     names = {device.name for device in machine.devices}
     for number, step in enumerate(scenario.steps, start=1):
         for name in step.device_names():

@@ -1,6 +1,6 @@
 """Registers and their fields, as far as the driver decides by them.
 
-Sections are those of the AMD I/O Virtualization Technology (IOMMU) Specification, 48882.
+Names and sections are those of the AMD I/O Virtualization Technology (IOMMU) Specification, 48882.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Field:
         return register & ~self.mask | value << self.low & self.mask
 
 
-# Extended Feature Register, MMIO offset 0030h (3.4.4).
+# IOMMU Extended Feature Register (MMIO Offset 0030h).
 PREF_SUP = Field("PreFSup", 0)
 PPR_SUP = Field("PPRSup", 1)
 XT_SUP = Field("XTSup", 2)
@@ -56,7 +56,7 @@ NO_HOST_TABLES = 3
 EMULATED_EFR = 0x29D3
 """What QEMU's ``amd-iommu`` has: PreF, PPR, GT, IA, GA, HE, host tables of up to 6 levels."""
 
-# Fixed address ranges (2.1.2, 2.2.2): interrupts, and what HyperTransport keeps for itself.
+# Ranges with special address controls: interrupts, and what HyperTransport keeps for itself.
 MSI_WINDOW = (0xFEE0_0000, 0xFEEF_FFFF)
 HT_WINDOW = (0xFD_0000_0000, 0xFF_FFFF_FFFF)
 

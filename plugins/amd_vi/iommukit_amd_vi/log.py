@@ -25,6 +25,7 @@ from iommukit_amd_vi.options import AmdOptions, Release
 from iommukit_amd_vi.units import Iommu, Platform
 
 PRINTS_ACPI_DEVICES: Release = (5, 14)
+HEXADECIMAL_DEVIDS: Release = (7, 2)
 ONE_FEATURE_LINE: Release = (5, 13)
 HAS_EFR2: Release = (6, 0)
 GUEST_LEVELS: Release = (6, 3)
@@ -55,7 +56,8 @@ def table_lines(platform: Platform, release: Release) -> Iterator[str]:
     if release >= PRINTS_ACPI_DEVICES:
         for acpi in platform.acpi_devices:
             root = (acpi.segment << 16 | acpi.devid) & ~7
-            yield f"AMD-Vi: ivrs, add hid:{acpi.hid}, uid:{acpi.uid}, rdevid:{root}"
+            shown = hexadecimal(root) if release >= HEXADECIMAL_DEVIDS else str(root)
+            yield f"AMD-Vi: ivrs, add hid:{acpi.hid}, uid:{acpi.uid}, rdevid:{shown}"
     if release < HAS_EFR2:
         return
     first = platform.iommus[:1]

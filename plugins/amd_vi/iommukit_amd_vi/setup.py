@@ -128,7 +128,7 @@ def _enable(driver: AmdVi, boot: BootState) -> None:
 def _has_stoney_ridge(machine: Machine) -> bool:
     """Whether some slot of bus 0 has that graphics as its first function."""
     return any(
-        spec.id == STONEY_RIDGE and (numbers := spec.pci_numbers()) and numbers[:2] == (0, 0) and numbers[3] == 0
+        (spec.id or "").lower() == STONEY_RIDGE and (numbers := spec.pci_numbers()) and numbers[:2] == (0, 0) and numbers[3] == 0
         for spec in machine.devices
     )
 

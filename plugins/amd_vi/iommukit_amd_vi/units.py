@@ -93,7 +93,7 @@ class Segment:
 
     def take_over(self, devid: int, iommu: Iommu) -> None:
         """Let an IOMMU translate for a requester id that one of its devices uses as well (``clone_alias``)."""
-        if self.iommu_of(devid) is not iommu:
+        if devid <= self.last_devid and self.iommu_of(devid) is not iommu:
             self.owners.append((devid, devid, iommu))
 
 
