@@ -198,6 +198,8 @@ class Device:
     """``pdev->multifunction`` as it stands when the device is probed: the header bit, or a later function of a scanned slot."""
     untrusted: bool = False
     present: bool = False
+    dma_aliases: tuple[int, ...] = ()
+    """Device-function numbers that its DMA may carry: the machine's, and what drivers add (``add_dma_alias``)."""
 
     unit: Unit | None = None
     group: Group | None = None

@@ -152,7 +152,7 @@ class VendorSpec:
         Called when: after the command line, before the policy lines.
         Arguments: ``machine`` as the vendor realises it; ``boot`` takes ``set_dma_strict()`` and log lines.
         Returns: nothing.
-        Errors: none.
+        Errors: ``FirmwareError``, ``NotApplicable``, as for ``discover``.
         Linux counterpart: PCI header fixups (``quirk_calpella_no_shadow_gtt``), detection of the firmware table.
         """
 

@@ -149,7 +149,9 @@ class VendorRegistry:
         return registry
 
     def register(self, plugin: Any, name: str) -> Vendor:
-        """Add a vendor.  Raises ``InputError`` for a misspelt hook, a wrong argument or a missing declaration."""
+        """Add a vendor.  Raises ``InputError`` for a misspelt hook, a wrong argument, a missing declaration, or a second time."""
+        if name in self._plugins or self._manager.is_registered(plugin):
+            raise InputError("is registered already, under this name or another", source=f"vendor plugin {name}")
         try:
             self._manager.register(plugin, name)
             self._manager.check_pending()

@@ -15,6 +15,15 @@ def real_dma_device(device: Device) -> Device:
     return device.system.devices[name] if name else device
 
 
+def add_dma_alias(device: Device, devfn: int) -> None:
+    """Note that a function's DMA may carry another device-function number of its bus (``pci_add_dma_alias``)."""
+    address = device.facts.pci
+    assert address is not None
+    if devfn not in device.dma_aliases:
+        device.dma_aliases = (*device.dma_aliases, devfn)
+        device.system.aliased_buses.add((address.segment, address.bus))
+
+
 def dma_aliases(device: Device) -> Iterator[tuple[Device, int]]:
     """The function itself, its quirks' aliases and the bridges that take over its requests, upward.
 
@@ -24,7 +33,7 @@ def dma_aliases(device: Device) -> Iterator[tuple[Device, int]]:
     address = device.facts.pci
     assert address is not None
     yield device, address.rid
-    for devfn in device.facts.dma_aliases:
+    for devfn in device.dma_aliases:
         yield device, address.bus << 8 | devfn
     bus = device.bus
     while bus is not None and bus.bridge is not None:
@@ -43,8 +52,8 @@ def are_aliases(one: Device, other: Device) -> bool:
     a, b = one.facts, other.facts
     assert a.pci is not None and b.pci is not None
     return (
-        b.pci.devfn in a.dma_aliases
-        or a.pci.devfn in b.dma_aliases
+        b.pci.devfn in one.dma_aliases
+        or a.pci.devfn in other.dma_aliases
         or real_dma_device(one) is other
         or real_dma_device(other) is one
     )

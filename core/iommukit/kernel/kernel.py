@@ -221,6 +221,16 @@ class Kernel:
         """Give a group back (``iommu_group_release_dma_owner``)."""
         raise NotImplementedError
 
+    @staticmethod
+    def require_claimable(group: Group) -> None:
+        """Raise ``EPERM`` for a group that is empty or in use, ``EBUSY`` for one outside its default domain."""
+        if not group.devices:
+            raise IommuError("EPERM", "the group is empty")
+        if group.owner_count:
+            raise IommuError("EPERM", "the group is in use")
+        if group.domain is not None and group.domain is not group.default_domain:
+            raise IommuError("EBUSY", "the group is not in its default domain")
+
     def blocking_domain(self, system: System, group: Group) -> Domain:
         """The group's blocking domain: the driver's, or an unmanaged one that stays empty.  Raises ``IommuError``."""
         if group.blocking_domain is None:

@@ -200,12 +200,7 @@ class Linux61(Kernel):
 
     def claim(self, system: System, group: Group, owner: object) -> None:
         """Into the blocking domain, device by device; a refusal leaves those before it blocked."""
-        if not group.devices:
-            raise IommuError("EPERM", "the group is empty")
-        if group.owner_count:
-            raise IommuError("EPERM", "the group is in use")
-        if group.domain is not None and group.domain is not group.default_domain:
-            raise IommuError("EBUSY", "the group is not in its default domain")
+        self.require_claimable(group)
         move_group(system, group, self.blocking_domain(system, group), revert=False)
         group.owner = owner
         group.owner_count = 1

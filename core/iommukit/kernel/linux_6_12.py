@@ -233,12 +233,7 @@ class Linux612(Kernel):
 
     def claim(self, system: System, group: Group, owner: object) -> None:
         """Into the blocking domain, all or none; never with a direct region."""
-        if not group.devices:
-            raise IommuError("EPERM", "the group is empty")
-        if group.owner_count:
-            raise IommuError("EPERM", "the group is in use")
-        if group.domain is not None and group.domain is not group.default_domain:
-            raise IommuError("EBUSY", "the group is not in its default domain")
+        self.require_claimable(group)
         domain = self.blocking_domain(system, group)
         for device in group.devices:
             self.refuse_direct(system, device)

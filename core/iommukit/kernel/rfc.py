@@ -230,7 +230,7 @@ class Rfc(Kernel):
                 f" {default.type.sysfs}."
             )
         system.map_direct(device, default)
-        if device.require_direct and group.domain is group.blocking_domain:
+        if device.require_direct and group.domain is not None and group.domain is group.blocking_domain:
             system.log(f"{device.log_name}: Firmware requires a 1:1 mapping, but group {group.id} is blocked.")
             raise IommuError("EINVAL")
         if group.domain is not None and not system.deferred(device):
@@ -251,12 +251,7 @@ class Rfc(Kernel):
 
     def claim(self, system: System, group: Group, owner: object) -> None:
         """Into the blocking domain, all or none; a direct region excludes it."""
-        if not group.devices:
-            raise IommuError("EPERM", "the group is empty")
-        if group.owner_count:
-            raise IommuError("EPERM", "the group is in use")
-        if group.domain is not group.default_domain:
-            raise IommuError("EBUSY", "the group is not in its default domain")
+        self.require_claimable(group)
         for device in group.devices:
             if device.require_direct:
                 system.log(f"{device.log_name}: Firmware requires a 1:1 mapping, so group {group.id} cannot be blocked.")

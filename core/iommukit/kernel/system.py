@@ -43,7 +43,7 @@ class System:
         self.machine = machine
         self.boot = boot
         self.assume_acs = assume_acs
-        self.aliased_buses = topology.aliased_buses
+        self.aliased_buses = set(topology.aliased_buses)
         self.devices: dict[str, Device] = {}
         self.buses: dict[tuple[int, int], PciBus] = {}
         self.groups: dict[int, Group] = {}
@@ -59,7 +59,7 @@ class System:
     def _build(self, topology: Topology) -> None:
         built: list[Device] = []
         for placed in topology.devices:
-            device = Device(placed.facts, self)
+            device = Device(placed.facts, self, dma_aliases=placed.facts.dma_aliases)
             built.append(device)
             self.devices[placed.facts.name] = device
         for device, placed in zip(built, topology.devices, strict=True):

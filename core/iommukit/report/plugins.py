@@ -94,9 +94,6 @@ def installed(registry: VendorRegistry) -> list[Plugin]:
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
         plugin = _described(entry)
         found.append(plugin)
-        if entry.name in registry:
-            plugin.error = f"vendor plugin {entry.name} ({entry.value}): another distribution offers the same name"
-            continue
         try:
             plugin.vendor = registry.register(entry.load(), entry.name)
         except InputError as error:

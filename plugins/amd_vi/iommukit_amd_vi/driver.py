@@ -16,7 +16,7 @@ from iommukit.errors import IommuError
 from iommukit.group import Group
 from iommukit.hookspecs import ExampleDevice, VendorDeclaration, hookimpl
 from iommukit.kernel import cmdline
-from iommukit.kernel.aliases import dma_aliases
+from iommukit.kernel.aliases import add_dma_alias, dma_aliases
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.grouping import generic_device_group, pci_device_group
 from iommukit.machine.acpi import TableFormat
@@ -201,9 +201,8 @@ def _set_up_aliases(device: Device, segment: Segment, iommu: Iommu) -> None:
     if address is None:
         return
     alias = segment.alias_of(address.rid)
-    if alias != address.rid and alias >> 8 == address.bus and alias & 0xFF not in device.facts.dma_aliases:
-        device.facts = replace(device.facts, dma_aliases=(*device.facts.dma_aliases, alias & 0xFF))
-        device.system.aliased_buses |= {(address.segment, address.bus)}
+    if alias != address.rid and alias >> 8 == address.bus:
+        add_dma_alias(device, alias & 0xFF)
     for used in (alias, *(rid for _, rid in dma_aliases(device))):
         if used != address.rid:
             segment.take_over(used, iommu)
