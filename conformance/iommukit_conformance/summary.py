@@ -96,9 +96,14 @@ class Matrix:
                 yield f"{vendor:{width}}  {kernel:{kernels}}{numbers}"
 
     def failed(self) -> Iterator[str]:
-        """One line for each failure, and its first findings."""
+        """What failed, with its first findings; a failure that is the same under several kernels once."""
+        same: dict[str, list[Row]] = {}
         for row in self.failures():
-            yield f"{row['vendor']} {row['kernel']}: {row['rule'] or 'no rule'}: {row['title']} [{row['case']}]"
+            what = [row[key] for key in ("vendor", "case", "rule", "title")]
+            same.setdefault(json.dumps([what, row.get("findings")]), []).append(row)
+        for rows in same.values():
+            row, kernels = rows[0], ", ".join(row["kernel"] for row in rows)
+            yield f"{row['vendor']} under {kernels}: {row['rule'] or 'no rule'}: {row['title']} [{row['case']}]"
             findings = row.get("findings", ())
             for finding in findings[:SHOWN_FINDINGS]:
                 named = "" if finding["rule"] == row["rule"] else f"{finding['rule']}: "

@@ -15,9 +15,7 @@ from pydantic import ValidationError
 from iommukit.device import DeviceKind
 from iommukit.errors import InputError
 from iommukit.kernel.cmdline import split_cmdline
-from iommukit.kernel.profiles import get_kernel
 from iommukit.machine.model import BootSpec, DeviceSpec, Machine
-from iommukit.policy import Era
 from iommukit_oracle.events import later_devices
 from iommukit_oracle.qemu_arguments import (
     BRIDGES,
@@ -98,7 +96,6 @@ def profile_of(recording: Recording) -> str:
 def _functions(recording: Recording, arguments: QemuArguments) -> Iterator[DeviceSpec]:
     """The functions there at boot, then those that are plugged in later."""
     placed = place_devices(arguments)
-    acs = ACS if _acs_requested(recording) else ()
     external = _external_ports(recording, arguments, placed)
     reserved = _firmware_regions(recording)
     bound_later = {address for _, address in binds_at_boot(recording)}
@@ -106,16 +103,16 @@ def _functions(recording: Recording, arguments: QemuArguments) -> Iterator[Devic
         slot = placed.get(entry.bdf)
         driver = None if entry.bdf in bound_later else entry.driver or None
         extra = {"reserved": reserved.get(entry.bdf, ()), "external_facing": entry.bdf in external, "driver": driver}
-        yield _spec(entry, slot, placed, acs, extra)
+        yield _spec(entry, slot, placed, extra)
     bridges = [address for address, slot in placed.items() if slot.device.model in BRIDGES]
     for address, model in later_devices(recording):
         parent = next((bridge for bridge in bridges if bus_below(placed, bridge) == address[5:7]), None)
         slot = Slot(QemuDevice(model, {}), address, parent)
         entry = PciEntry.model_validate({"bdf": address, "id": "0000:0000"})
-        yield _spec(entry, slot, placed, acs, {"present": False, "reserved": reserved.get(address, ())})
+        yield _spec(entry, slot, placed, {"present": False, "reserved": reserved.get(address, ())})
 
 
-def _spec(entry: PciEntry, slot: Slot | None, placed: dict[str, Slot], acs: tuple[str, ...], extra: dict[str, Any]) -> DeviceSpec:
+def _spec(entry: PciEntry, slot: Slot | None, placed: dict[str, Slot], extra: dict[str, Any]) -> DeviceSpec:
     fields: dict[str, Any] = {
         "name": entry.bdf,
         "address": entry.bdf,
@@ -132,21 +129,10 @@ def _spec(entry: PciEntry, slot: Slot | None, placed: dict[str, Slot], acs: tupl
         if slot.device.model in BRIDGES:
             fields["buses"] = bus_below(placed, slot.address)
         if slot.device.model in HAS_ACS and not slot.device.on("disable-acs"):
-            fields["acs"] = acs
+            fields["attributes"] = {"acs_capability": ACS}
         if slot.device.on("ats"):
             fields["capabilities"] = ("ats",)
     return DeviceSpec.model_validate(fields)
-
-
-def _acs_requested(recording: Recording) -> bool:
-    """Whether somebody asked for access control before the PCI scan, so that ports that have it were switched to it.
-
-    x86: finding the IOMMU's table does, unless ``iommu=off`` comes first.  Arm: ACPI does; with a device tree only since 7.2.
-    """
-    options = list(split_cmdline(recording.cmdline))
-    if recording.arch == "arm64":
-        return get_kernel(profile_of(recording)).era >= Era.V7_2 or _is_acpi(recording)
-    return not any(name == "iommu" and "off" in (value or "").split(",") for name, value in options)
 
 
 def _external_ports(recording: Recording, arguments: QemuArguments, placed: dict[str, Slot]) -> set[str]:

@@ -72,6 +72,9 @@ def _quirk(device: Device) -> bool | None:
 def acs_enabled(device: Device) -> bool:
     """Whether the required set holds at one function (``pci_acs_enabled``).
 
+    A machine file states the enabled bits (``acs``), or only what the hardware implements (``attributes: {acs_capability: […]}``):
+    the kernel then enables that if an IOMMU driver asks for it before the scan (``pci_request_acs``).
+
     Where the machine file says that the bits are unknown, the system's assumption answers; running a boot with both
     assumptions shows which groups depend on it.
     """
@@ -86,11 +89,12 @@ def acs_enabled(device: Device) -> bool:
     facts = device.facts
     if facts.acs_unknown:
         return device.system.assume_acs
-    if facts.acs is None:
-        return False
-    # A bit that the hardware does not implement counts as enabled.
     implemented = facts.attributes.get("acs_capability")
-    return (REQUIRED if implemented is None else REQUIRED.intersection(implemented)) <= facts.acs
+    enabled = facts.acs
+    if enabled is None and implemented is not None and device.system.boot.acs_requested:
+        enabled = frozenset(implemented)
+    # A bit that the hardware does not implement counts as enabled.
+    return enabled is not None and (REQUIRED if implemented is None else REQUIRED.intersection(implemented)) <= enabled
 
 
 def acs_path_enabled(start: Device) -> bool:
