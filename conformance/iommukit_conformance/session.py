@@ -15,6 +15,9 @@ from iommukit_conformance.selection import Selection
 from iommukit_conformance.suite import cases
 
 
+BROKEN = "the suite itself is broken, which says nothing of a driver"
+
+
 class Session:
     """Decides cases in the order: the suite itself, the vendor's smoke, everything else."""
 
@@ -44,7 +47,7 @@ class Session:
         if case.scope is Scope.SUITE:
             return self._decide(case, self._own_lab)
         if self.harness_fault:
-            return Verdict(Outcome.UNDECIDED, f"the suite itself is broken, which says nothing of {vendor}: {self.harness_fault}")
+            return Verdict(Outcome.UNDECIDED, f"{BROKEN}: {self.harness_fault}", fault=True)
         if vendor in self.selection.broken:
             if case.stage is Stage.SMOKE:
                 return Verdict(Outcome.FAIL, "", (Finding("DRV-06", self.selection.broken[vendor]),))

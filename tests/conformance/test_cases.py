@@ -160,7 +160,7 @@ def test_a_broken_suite_judges_nobody() -> None:
     case = next(case for case in cases() if case.name == NAMES[1])
     verdict = session.decide(case, NAME, get_kernel("rfc"))
     assert verdict.outcome is Outcome.UNDECIDED
-    assert "the suite itself is broken, which says nothing of reference" in verdict.reason
+    assert "the suite itself is broken, which says nothing of a driver" in verdict.reason
     assert "two and two is five" in verdict.reason
 
 

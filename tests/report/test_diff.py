@@ -5,8 +5,10 @@ from typing import Any
 import jsonschema
 import pytest
 
+from iommukit.hookspecs import hookimpl
 from iommukit.kernel.profiles import get_kernel
-from iommukit.report.diff import KINDS, SEVERITY_STYLE, Change, Diff, Entry, compare_kernels, diff_page
+from iommukit.report.diff import KINDS, Change, Diff, Entry, compare_kernels
+from iommukit.report.diff_page import SEVERITY_STYLE, diff_page
 from iommukit.report.schemas import schema
 from tests.report.toy_vendor import MACHINE, NIC, PORT, Crashing, Toy, toy_registry, toy_scenario, toy_scenarios
 
@@ -52,6 +54,25 @@ def test_dma_that_comes_back_is_the_same_change_the_other_way() -> None:
 def test_blocking_on_purpose_is_not_dying() -> None:
     owned = case("iommu.strict=1", ({"claim": {"group_of": "nic"}},))
     assert not [look for look in shown(diff("6.1.192", "6.12", owned)) if look[0] in ("dma-dies", "group-stuck")]
+
+
+class Kdump(Toy):
+    @hookimpl
+    def is_attach_deferred(self) -> bool:
+        return True
+
+
+def test_waiting_for_a_driver_is_not_dying() -> None:
+    found = diff("6.1.192", "rfc", case("iommu.strict=1", (write("identity"),)), plugins=(Kdump(),))
+    assert not [look for look in shown(found) if look[0] == "dma-dies"]
+
+
+def test_a_group_that_a_failed_release_leaves_behind_is_stuck() -> None:
+    """The posted patch blocks a group for the change and does not look at whether it gets out again (H18)."""
+    step = {"inject": {"hook": "attach_dev", "error": "EIO", "after": 1}}
+    found = diff("6.1.192", "rfc-as-posted", case("iommu.strict=1", (step, write("identity"))))
+    stuck = [look for look in shown(found) if look[0] == "group-stuck"]
+    assert stuck == [("group-stuck", "write identity", "identity, in its domain", "identity, stuck in another domain")]
 
 
 UNTRUSTED = {

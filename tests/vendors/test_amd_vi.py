@@ -45,6 +45,12 @@ MSI = "0x00000000fee00000 0x00000000feefffff msi"
 HT = "0x000000fd00000000 0x000000ffffffffff reserved"
 
 
+def _id(value):
+    """A case's name, the same in every process whatever the order of a set."""
+    return " ".join(sorted(value)) if isinstance(value, set | frozenset) else str(value)
+
+
+
 def device(address, **more):
     return {"name": address, "address": f"0000:{address}", "id": "1022:149c", "kind": "integrated_endpoint", **more}
 
@@ -609,7 +615,7 @@ def test_which_capabilities_make_identity_required(kernel, capabilities, old, ne
         ({"cmdline": "amd_iommu=force_isolation", "kconfig": "passthrough"}, True),
         ({"cmdline": "iommu.strict=1"}, True),
     ],
-    ids=str,
+    ids=_id,
 )
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_when_pasids_require_identity(kernel, more, required):
@@ -662,7 +668,7 @@ def test_features_are_each_units_own_before_6_7_and_shared_later():
         ),
         ([], set()),
     ],
-    ids=str,
+    ids=_id
 )
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_device_entries(kernel, entries, covered):
@@ -837,7 +843,7 @@ UNITY = ["unity", "read", "write"]
         # It reads the segment from bytes that the specification reserves.
         (memory("ivmd_all", UNITY, reserved=1), set()),
     ],
-    ids=str,
+    ids=_id,
 )
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_memory_definitions(kernel, definition, named):
@@ -901,7 +907,7 @@ def test_the_interrupt_window_may_be_named():
         ("dirty_tracking", {"hd_sup": True}, NEW),
         ("made_up", {}, ()),
     ],
-    ids=str,
+    ids=_id,
 )
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_capabilities(kernel, capability, hardware, kernels):
@@ -967,7 +973,7 @@ def test_an_unknown_register_is_not_shown():
         ({"units": [{}, {}]}, "m, hardware: units: 2 IOMMUs are described, the machine has 1"),
         ({"np_cache": "perhaps"}, None),
     ],
-    ids=str,
+    ids=_id,
 )
 def test_values_that_cannot_be(hardware, message):
     with pytest.raises(InputError) as caught:

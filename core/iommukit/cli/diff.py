@@ -40,7 +40,8 @@ def command(
     """
     from iommukit.cli.output import progress, show, show_json
     from iommukit.kernel.profiles import get_kernel
-    from iommukit.report.diff import compare_kernels, diff_page
+    from iommukit.report.diff import compare_kernels
+    from iommukit.report.diff_page import diff_page
 
     old, new = get_kernel(before), get_kernel(after)
     registry = load_registry(context, vendors)

@@ -26,6 +26,8 @@ COLOURS = {
 }
 """The styles of a page on a terminal."""
 
+SHORT = 10
+"""Columns no wider than this are not broken."""
 LONG_WORK = 300
 """Runs from which a progress bar is worth its while."""
 
@@ -62,8 +64,9 @@ def _table(grid: Grid) -> Any:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in grid.columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(grid.columns):
+        longest = max((len(visible(row[number].text)) for row in grid.rows), default=0)
+        table.add_column(column, overflow="fold", no_wrap=longest <= SHORT)
     for number, row in enumerate(grid.rows):
         if number in grid.sections and number:
             table.add_section()

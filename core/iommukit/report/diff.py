@@ -11,7 +11,7 @@ from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.profiles import STABLE
 from iommukit.report.answer import describe, named_devices, subject
 from iommukit.report.observe import DeviceState, Observer, Stage
-from iommukit.report.page import Page, Span, counted, listed
+from iommukit.report.page import counted, listed
 from iommukit.report.runs import run_case
 from iommukit.scenario.model import Scenario
 from iommukit.scenario.result import UNDECIDED, Outcome, Result, StepResult
@@ -19,9 +19,6 @@ from iommukit.vendors import Vendor, VendorRegistry
 
 if TYPE_CHECKING:
     from iommukit.report.shapes import ChangeJson, DiffJson, Severity
-
-SEVERITY_STYLE = {"breaks": "bad", "weakens": "bad", "refuses": "warn", "differs": "warn", "improves": "good", "cosmetic": "dim"}
-"""Severities, worst first, with the style of their headings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +56,6 @@ ORDER = {kind.name: position for position, kind in enumerate(KINDS)}
 
 PROTECTION = {"none": 0, "identity": 0, "DMA-FQ": 1, "DMA": 2, "blocked": 3}
 """How much of a device's DMA is stopped; types that are missing (``unknown``) do not compare."""
-MOST_NAMED = 3
-"""Scenarios named for a change, unless all are wanted."""
-MOST_COSMETIC = 6
-"""Changes shown of a cosmetic kind, unless all are wanted."""
 NO_IOMMU = "no IOMMU"
 UNTRUSTED = " (untrusted)"
 
@@ -397,49 +390,3 @@ def _first(lines: list[str]) -> str:
     if not lines:
         return "no line"
     return lines[0] if len(lines) == 1 else f"{lines[0]} (and {len(lines) - 1} more)"
-
-
-# ---- page ------------------------------------------------------------------------------------------------------------
-
-
-def diff_page(diff: Diff, *, full: bool) -> Page:
-    """Headline, one line for each kind, then the changes; ``full`` names every scenario."""
-    page = Page()
-    kinds = diff.kinds()
-    what = f"{counted(diff.total, 'scenario')} ({counted(diff.applied, 'case')} on {listed(diff.vendors)})"
-    page.line(
-        Span(f"{diff.before} → {diff.after}", "head"),
-        f": {len(diff.changed)} of {what} ",
-        "differ" if kinds else "differ: no change",
-    )
-    if not kinds:
-        return page
-    if diff.hint:
-        page.line(Span(diff.hint, "warn"))
-    page.blank()
-    page.pairs(
-        [
-            (
-                Span(str(cases(entries)).rjust(5), SEVERITY_STYLE[kind.severity]),
-                Span(kind.title, SEVERITY_STYLE[kind.severity]),
-                Span(kind.meaning, "dim"),
-            )
-            for kind, entries in kinds.items()
-        ]
-    )
-    for kind, entries in kinds.items():
-        page.blank()
-        page.line(Span(kind.title, SEVERITY_STYLE[kind.severity]), Span(f"  ({kind.severity})", "dim"))
-        shown = len(entries) if full or kind.severity != "cosmetic" else MOST_COSMETIC
-        for entry in entries[:shown]:
-            change = entry.change
-            page.line(
-                f"{change.where}: ", Span(change.before, "dim"), " → ", Span(change.after, SEVERITY_STYLE[kind.severity]), indent=2
-            )
-            for vendors, scenarios in entry.by_vendors().items():
-                who = "all vendors" if len(diff.vendors) > 1 and vendors == diff.vendors else listed(vendors)
-                named = [f"{each.rule} {each.scenario}" if each.rule else each.scenario for each in scenarios]
-                page.line(Span(who, "name"), ": ", listed(named, most=0 if full else MOST_NAMED), indent=6)
-        if shown < len(entries):
-            page.line(Span(f"and {len(entries) - shown} more (--all shows them)", "dim"), indent=2)
-    return page

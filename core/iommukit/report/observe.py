@@ -69,7 +69,7 @@ def why_dead(device: Device) -> str:
     """Why DMA of the device's driver fails, or nothing.
 
     A device on arm64 is given its DMA operations whenever a driver binds, so nothing can be said of one without a driver of the DMA
-    API.
+    API; one whose attachment waits for its driver's first mapping (kdump) is in no domain, and rightly so.
     """
     at_bind = device.system.boot.arch == "aarch64" or (device.unit is not None and device.unit.probes_at_bind)
     if at_bind and (device.driver is None or device.driver_managed_dma):
@@ -77,7 +77,7 @@ def why_dead(device: Device) -> str:
     if device.dma_works() is not False:
         return ""
     if device.attached is None:
-        return "in no domain"
+        return "" if device.attach_deferred else "in no domain"
     if device.attached.type.uses_dma_api:
         return "mappings bypass the domain"
     kind = device.attached.type.sysfs

@@ -179,7 +179,9 @@ def _read(run: Run, arguments: Any) -> tuple[str, ...]:
 
 def _inject(run: Run, arguments: Any) -> None:
     assert run.faults is not None
-    run.faults.add(arguments.hook, IommuError(arguments.error), device=arguments.device, times=arguments.times, after=arguments.after)
+    run.faults.add(
+        arguments.hook, IommuError(arguments.error), device=arguments.device, times=arguments.times, after=arguments.after
+    )
 
 
 OPERATIONS: dict[str, Callable[[Run, Any], Any]] = {
