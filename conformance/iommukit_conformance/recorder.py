@@ -250,6 +250,7 @@ class Recorder:
     def attach_dev(self, domain: Domain, device: Device) -> Wrapper:
         """Attached, or refused and nothing changed."""
         before = device.attached
+        self.check("DRV-38", not domain.freed, f"attach_dev({domain.type.name}, {device.label}): the domain was given back before")
         subject = f"attach_dev({domain.type.name}, {device.label})"
         try:
             answer = yield from self._watch("attach_dev", f"{domain.type.name}, {device.label}", device)
@@ -276,7 +277,8 @@ class Recorder:
 
     @hookimpl(wrapper=True)
     def domain_free(self, domain: Domain) -> Wrapper:
-        """No answer."""
+        """No answer; a static domain is never given back."""
+        self.check("DRV-38", not domain.static, f"domain_free({domain.type.name}): the domain is static")
         return (yield from self._watch("domain_free", domain.type.name))
 
 

@@ -14,7 +14,6 @@ from iommukit_conformance.reference import NAME, Reference
 from iommukit_conformance.selection import Selection
 from iommukit_conformance.suite import cases
 
-
 BROKEN = "the suite itself is broken, which says nothing of a driver"
 
 

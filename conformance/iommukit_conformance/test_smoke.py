@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iommukit.errors import InputError
-from iommukit.kernel.profiles import PROFILES
+from iommukit.kernel.profiles import PROFILES, STABLE
+from iommukit.scenario.model import ANY_KERNEL
 from iommukit_conformance.case import Case, CaseList, Finding, Findings, Scope, Stage, case, hold
 from iommukit_conformance.drills import drills
 from iommukit_conformance.lab import NIC, Lab
@@ -40,7 +41,7 @@ def _kernels(lab: Lab) -> Findings:
 
 def _scenarios(lab: Lab) -> Findings:
     yield hold(not unreadable(), f"the shipped scenarios cannot be read: {unreadable()}")
-    names = set(PROFILES) | {"*", "6.1.192"}
+    names = {*PROFILES, *STABLE, ANY_KERNEL}
     for scenario in scenarios():
         unknown = set(scenario.expect) - names
         yield hold(not unknown, f"scenario {scenario.scenario} expects something of {', '.join(unknown)}: no such kernel")

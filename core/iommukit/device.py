@@ -202,6 +202,8 @@ class Device:
     """Device-function numbers that its DMA may carry: the machine's, and what drivers add (``add_dma_alias``)."""
 
     unit: Unit | None = None
+    refused: bool = False
+    """The core or the driver would not have it: no unit lets its DMA through."""
     group: Group | None = None
     driver: str | None = None
     driver_managed_dma: bool = False
@@ -242,7 +244,7 @@ class Device:
         if self.dma_ops is DmaOps.PLATFORM:
             return None
         if self.unit is None:
-            return True
+            return not self.refused
         domain = self.attached
         if domain is None:
             # In a kdump kernel the first mapping attaches the device, if the DMA API makes it (iommu_deferred_attach).

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
-from iommukit_conformance.case import Case, Finding, HarnessFault, Stage, Undecided, decide, hold
-from iommukit_conformance.lab import Bench, Lab
-from iommukit_conformance.reference import NAME, Reference
-from iommukit_conformance.selection import Selection, select
-from iommukit_conformance.session import Session
-from iommukit_conformance.suite import cases
-from iommukit_conformance.wrong.domains import CrashesOnUnknownTypes
 
 from iommukit.domain import DomainType
 from iommukit.errors import InputError, IommuError, NotApplicable
@@ -19,6 +14,13 @@ from iommukit.hookspecs import VendorDeclaration, hookimpl
 from iommukit.kernel.profiles import get_kernel
 from iommukit.scenario.result import Outcome
 from iommukit.vendors import VendorRegistry
+from iommukit_conformance.case import Case, Finding, HarnessFault, Stage, Undecided, decide, hold
+from iommukit_conformance.lab import Bench, Lab
+from iommukit_conformance.reference import NAME, Reference
+from iommukit_conformance.selection import Selection, select
+from iommukit_conformance.session import Session
+from iommukit_conformance.suite import cases
+from iommukit_conformance.wrong.domains import CrashesOnUnknownTypes
 
 RULE = "DRV-22"
 
@@ -216,3 +218,14 @@ def test_the_names_of_cases_are_unique_and_their_rules_exist() -> None:
 
     assert {case.rule for case in cases() if case.stage is not Stage.SCENARIO} <= known_rules()
     assert all(case.title for case in cases())
+
+
+def test_the_suite_asks_for_capabilities_and_never_for_names() -> None:
+    import iommukit_conformance
+
+    names = [entry.name for entry in entry_points(group="iommukit.vendors")]
+    assert len(names) >= 4
+    folder = Path(iommukit_conformance.__file__).parent
+    for path in folder.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert [name for name in names if name in text] == [], path.name

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from iommukit_conformance.isolation import TOPOLOGIES, classes, pairs
 
 from iommukit.machine.model import Machine
+from iommukit_conformance.isolation import TOPOLOGIES, classes, pairs
 
 BY_HAND = {
     "two ports with access control": [{"root1"}, {"root2"}, {"nic1"}, {"nic2"}],

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from iommukit_conformance.case import SUITE
-from iommukit_conformance.summary import Matrix
 
 from iommukit.errors import InputError
+from iommukit_conformance.case import SUITE
+from iommukit_conformance.summary import Matrix
 
 
 def row(outcome: str, kernel: str = "rfc", vendor: str = "acme", **more: Any) -> dict[str, Any]:
@@ -41,7 +41,9 @@ def test_counts_are_complete() -> None:
 
 
 def test_a_failure_under_several_kernels_is_told_once() -> None:
-    matrix = matrix_of(row("FAIL", "rfc", findings=FOUND), row("FAIL", "6.1", findings=FOUND), row("FAIL", "7.2", findings=FOUND[:1]))
+    matrix = matrix_of(
+        row("FAIL", "rfc", findings=FOUND), row("FAIL", "6.1", findings=FOUND), row("FAIL", "7.2", findings=FOUND[:1])
+    )
     assert list(matrix.failed()) == [
         "acme under rfc, 6.1: DRV-22: A title. [c]",
         "    one",

@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
 from iommukit_conformance.entry import asked_for
 
 TOY = "--vendor-plugin=toy=iommukit_conformance.reference:driver"

@@ -6,6 +6,10 @@ import re
 from io import StringIO
 
 import pytest
+from rich.console import Console
+
+from iommukit.kernel.profiles import PROFILES, get_kernel
+from iommukit.vendors import VendorRegistry
 from iommukit_conformance.reference import Reference
 from iommukit_conformance.rules import RULES
 from iommukit_conformance.suite import cases, failures, run_vendor
@@ -13,10 +17,6 @@ from iommukit_conformance.wrong import SMOKE, WRONG
 from iommukit_conformance.wrong.__main__ import table
 from iommukit_conformance.wrong.base import Wrong
 from iommukit_conformance.wrong.runner import Judged, judge_reference, judge_wrong
-from rich.console import Console
-
-from iommukit.kernel.profiles import PROFILES, get_kernel
-from iommukit.vendors import VendorRegistry
 
 
 @pytest.mark.parametrize("driver", WRONG, ids=lambda driver: driver.label())

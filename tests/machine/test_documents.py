@@ -21,6 +21,9 @@ def _machine(text: str) -> Machine:
     return validate_document(Machine, document, text=text, source="m.yaml")
 
 
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
 def test_plain_words_stay_text() -> None:
     (document,) = parse_documents("{6.1: 6.10, id: 0000:01:00.0, class: 020000, on: off, n: 16, h: 0x10, t: true}", "x")
     assert document == {
@@ -50,7 +53,11 @@ def test_plain_words_stay_text() -> None:
         ("machine: x\ndevices: [{name: a, dma_mask: 'wide'}]", "a number or a 0x… text was expected, got 'wide'"),
         ("machine: [", "m.yaml: line 2: "),
         ("- x", "m.yaml: a mapping was expected, not list"),
-        ("{a: &x [*x]}", "m.yaml: "),
+        ("{a: &x [*x]}", "m.yaml: line 1: its aliases make it too large"),
+        (BOMB, "m.yaml: line 1: its aliases make it too large"),
+        ("[" * 100_000, "m.yaml: line 1: is nested too deeply"),
+        ("- " * 100_000, "m.yaml: line 1: is nested too deeply"),
+        ("".join(" " * depth + "a:\n" for depth in range(3_000)), "is nested too deeply"),
     ],
 )
 def test_one_line_for_what_is_wrong(text: str, message: str) -> None:

@@ -50,7 +50,6 @@ def _id(value):
     return " ".join(sorted(value)) if isinstance(value, set | frozenset) else str(value)
 
 
-
 def device(address, **more):
     return {"name": address, "address": f"0000:{address}", "id": "1022:149c", "kind": "integrated_endpoint", **more}
 
@@ -668,7 +667,7 @@ def test_features_are_each_units_own_before_6_7_and_shared_later():
         ),
         ([], set()),
     ],
-    ids=_id
+    ids=_id,
 )
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_device_entries(kernel, entries, covered):

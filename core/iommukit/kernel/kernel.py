@@ -79,6 +79,7 @@ class Kernel:
         try:
             unit: Unit | None = system.vendor.ops.probe_device(device=device, units=system.units)
         except IommuError as error:
+            device.refused = True
             if error.reason:
                 system.log(f"{device.log_name}: {error.reason}")
             return None
@@ -134,7 +135,13 @@ class Kernel:
         try:
             self.probe_one(system, device, unit)
         except IommuError as error:
-            system.log(f"{device.log_name}: cannot be given to its IOMMU (-{error.name})")
+            self.give_up(system, device, error)
+
+    @staticmethod
+    def give_up(system: System, device: Device, error: IommuError) -> None:
+        """Leave a device without its IOMMU, which then lets none of its DMA through."""
+        device.refused = True
+        system.log(f"{device.log_name}: cannot be given to its IOMMU (-{error.name})")
 
     def probe_one(self, system: System, device: Device, unit: Unit) -> None:
         """Probe one device outside boot (``iommu_probe_device``).  Raises ``IommuError`` with the device without an IOMMU."""

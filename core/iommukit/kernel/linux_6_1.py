@@ -54,7 +54,7 @@ class Linux61(Kernel):
             try:
                 groups[self.join_attached(system, device, unit)] = None
             except IommuError as error:
-                system.log(f"{device.log_name}: cannot be given to its IOMMU (-{error.name})")
+                self.give_up(system, device, error)
         for group in groups:
             self.set_up_boot_group(system, group)
 

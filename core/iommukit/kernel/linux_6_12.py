@@ -45,7 +45,7 @@ class Linux612(Kernel):
             try:
                 groups[self.join_and_attach(system, device, unit)] = None
             except IommuError as error:
-                system.log(f"{device.log_name}: cannot be given to its IOMMU (-{error.name})")
+                self.give_up(system, device, error)
         for group in groups:
             try:
                 if group.default_domain is None:
@@ -242,14 +242,20 @@ class Linux612(Kernel):
         group.owner_count = 1
 
     def release(self, system: System, group: Group, owner: object) -> None:
-        """Back into the default domain; this may not fail."""
+        """Back into the default domain.  This may not fail: a device that refuses is warned of and left behind."""
         if not group.owner_count or group.owner is None:
             system.log("WARNING: at iommu_group_release_dma_owner")
             return
         group.owner_count = 0
         group.owner = None
-        if group.default_domain is not None:
-            move_group(system, group, group.default_domain, revert=False)
+        if group.default_domain is None:
+            return
+        for device in group.devices:
+            try:
+                system.attach(device, group.default_domain)
+            except IommuError:
+                system.log("WARNING: at __iommu_group_set_domain_internal")
+        group.domain = group.default_domain
 
     # ---- sysfs -------------------------------------------------------------------------------------------------------
 

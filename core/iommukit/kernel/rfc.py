@@ -53,7 +53,7 @@ class Rfc(Kernel):
             try:
                 group = self.join(system, device, unit)
             except IommuError as error:
-                system.log(f"{device.log_name}: cannot be given to its IOMMU (-{error.name})")
+                self.give_up(system, device, error)
                 continue
             if group.default_domain is None:
                 groups[group] = None
@@ -67,8 +67,9 @@ class Rfc(Kernel):
         for device in joining:
             try:
                 self.admit(system, device)
-            except IommuError:
+            except IommuError as error:
                 self.leave(system, device)
+                self.give_up(system, device, error)
 
     def set_up_group(self, system: System, group: Group) -> None:
         """Decide a new group's policy and attach it."""

@@ -108,7 +108,7 @@ class System:
         device.unit = None
         device.attached = None
         device.dma_ops = DmaOps.DIRECT
-        device.attach_deferred = device.require_direct = False
+        device.attach_deferred = device.require_direct = device.refused = False
         device.vendor_state = None
 
     def present_devices(self) -> list[Device]:

@@ -20,8 +20,35 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Model = TypeVar("Model", bound=BaseModel)
 
 
+MAX_BYTES = 16 << 20
+MAX_DEPTH = 100
+MAX_NODES = 2_000_000
+"""What a document may grow to when its aliases are written out."""
+
+
 class _Loader(_Base):  # type: ignore[misc]
     yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """Refuse a document whose aliases multiply before anything is built from it."""
+        if _size(node, {}) > MAX_NODES:
+            raise yaml.constructor.ConstructorError(None, None, "its aliases make it too large", node.start_mark)
+        return super().construct_document(node)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many nodes there are with every alias written out; a node inside itself has no end."""
+    found = known.get(id(node))
+    if found is not None:
+        return found
+    known[id(node)] = MAX_NODES + 1
+    size = 1
+    if isinstance(node, yaml.SequenceNode):
+        size += sum(_size(member, known) for member in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        size += sum(_size(part, known) for pair in node.value for part in pair)
+    known[id(node)] = size
+    return size
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
@@ -47,16 +74,46 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 def read_text(path: Path) -> str:
     """Read a text file, or say in one line why not."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise InputError(f"is larger than {MAX_BYTES >> 20} MiB", source=str(path))
+        return data.decode()
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", source=str(path)) from error
     except UnicodeDecodeError as error:
         raise InputError(f"is not UTF-8 text (byte {error.start})", source=str(path)) from error
 
 
+_BRACKETS = re.compile(r"[\[{]|[\]}]")
+_DEEP_BLOCK = re.compile(r"^(?: {200}|(?:[ ]*[-?][ ]){100})", re.MULTILINE)
+
+
+def _reject_deep(text: str, source: str) -> None:
+    """Refuse nesting that the parser's own recursion would not survive.
+
+    Counting brackets overestimates (they may be quoted), so a suspicious text is looked at event by event.
+    """
+    depth = deepest = 0
+    for bracket in _BRACKETS.finditer(text):
+        depth += 1 if bracket[0] in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest < MAX_DEPTH and not _DEEP_BLOCK.search(text):
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise InputError("is nested too deeply", source=source, place=f"line {event.start_mark.line + 1}")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
 def parse_documents(text: str, source: str) -> list[Any]:
     """Parse the YAML documents of a text, empty ones left out."""
     try:
+        _reject_deep(text, source)
         return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark

@@ -22,7 +22,6 @@ from iommukit.machine.realise import load_tables
 from iommukit.scenario.model import ANY_KERNEL, Scenario
 
 SUFFIXES = (".yaml", ".yml")
-MAX_BYTES = 16 << 20
 
 
 def shipped_machines() -> Path:
@@ -131,8 +130,6 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 def load_scenario_file(path: Path) -> list[Scenario]:
     """Load the scenarios of one file, machines resolved."""
     text = read_text(path)
-    if len(text) > MAX_BYTES:
-        raise InputError(f"is larger than {MAX_BYTES >> 20} MiB", source=str(path))
     documents = parse_documents(text, str(path))
     if not documents:
         raise InputError("is empty; a scenario was expected", source=str(path))
