@@ -69,7 +69,7 @@ class Moment:
     asked_for: Callable[[Domain], DomainType | None]
     """What the driver was asked for when it answered a domain."""
     unsettled: bool
-    """A step has failed in a kernel that does not put things back."""
+    """An attachment was refused in a kernel that does not always put devices back."""
 
     @property
     def writes(self) -> str | None:
@@ -265,7 +265,7 @@ def given_back_is_gone(moment: Moment) -> Findings:
     """No device and no group holds a domain that was freed."""
     for device in moment.system.present_devices():
         if device.attached is not None and device.group is not None:
-            yield hold(not device.attached.freed or moment.unsettled, f"{device.label} is in a domain that was given back")
+            yield hold(not device.attached.freed, f"{device.label} is in a domain that was given back")
     for group in moment.system.groups.values():
         for domain in (group.default_domain, group.domain):
             if domain is not None:
@@ -274,7 +274,7 @@ def given_back_is_gone(moment: Moment) -> Findings:
 
 @watched("DRV-39")
 def devices_are_where_their_group_is(moment: Moment) -> Findings:
-    """Unless a failed step left them apart in a kernel that does not put things back.
+    """Unless a refused attachment left them apart: 6.1 stops in the middle, and a release since 6.12 leaves a device behind.
 
     6.1 and the posted patch attach only the newcomer when a group that has had no default domain gets one (H12).
     """
@@ -330,7 +330,6 @@ class Watch:
         self._before: Picture = {}
         self._boot: Picture = {}
         self._injected = False
-        self._unsettled = False
 
     def __call__(self, system: System, step: StepResult | None) -> list[str]:
         """Look at the system; what is wrong goes to the recorder, so that the run is judged by its own expectations."""
@@ -339,9 +338,8 @@ class Watch:
             self._boot = self._before = take_picture(system)
         elif step.op == "inject":
             self._injected = True
-        elif step.result != "ok" and self._kernel not in PUTS_BACK:
-            self._unsettled |= step.op in ("write", "claim", "release", "add")
-        moment = Moment(system, step, spec, self._before, self._boot, self._injected, self._recorder.asked_for, self._unsettled)
+        unsettled = self._recorder.refused > 0 and self._kernel not in PUTS_BACK
+        moment = Moment(system, step, spec, self._before, self._boot, self._injected, self._recorder.asked_for, unsettled)
         self._recorder.look_at_default(system.boot)
         when = "after boot" if step is None else f"after {step.op}"
         for rule in self._rules:

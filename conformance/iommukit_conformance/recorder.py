@@ -71,6 +71,8 @@ class Recorder:
     def __init__(self) -> None:
         self.findings: list[Finding] = []
         self.checked: Counter[str] = Counter()
+        self.refused = 0
+        """Attachments that were refused."""
         self._handed: dict[int, tuple[Domain, DomainType]] = {}
         self._said: dict[tuple[str, Device], Any] = {}
         self._default: tuple[bool, bool] | None = None
@@ -79,6 +81,7 @@ class Recorder:
         """Forget everything."""
         self.findings = []
         self.checked = Counter()
+        self.refused = 0
         self._handed = {}
         self._said = {}
         self._default = None
@@ -255,6 +258,7 @@ class Recorder:
         try:
             answer = yield from self._watch("attach_dev", f"{domain.type.name}, {device.label}", device)
         except IommuError as error:
+            self.refused += 1
             at = f"{subject} refused ({error}), but the device is {_where(device)}"
             self.check("DRV-36", device.attached is before, at)
             raise

@@ -39,7 +39,7 @@ def describe(step: Step) -> str:
 
 def subject(step: Step) -> str:
     """The device a step is about, or nothing."""
-    return next(iter(step.device_names()), "")
+    return next(iter(step.device_names), "")
 
 
 def named_devices(scenario: Scenario) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def wants_default(scenario: Scenario) -> bool:
 
 def interest(scenario: Scenario) -> frozenset[str]:
     """The devices that a scenario's steps and expectations name."""
-    names = {name for step in scenario.steps for name in step.device_names()}
+    names = {name for step in scenario.steps for name in step.device_names}
     for expectation in scenario.expect.values():
         names.update(key for key in expectation if key not in OPERATIONS)
         boot = expectation.get("boot")

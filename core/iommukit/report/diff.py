@@ -235,7 +235,7 @@ def _walk(scenario: Scenario, old: Result, new: Result, old_stages: list[Stage],
             step = scenario.steps[number - 1]
             where = describe(step)
             a, b = old.steps[number - 1], new.steps[number - 1]
-            touched = {mate for name in step.device_names() for stage in (was, now) for mate in _mates(stage, name)}
+            touched = {mate for name in step.device_names for stage in (was, now) for mate in _mates(stage, name)}
             change = _step_change(where, a, b, _state_of(was, touched), _state_of(now, touched))
             if change is not None and (subject(step), change.kind) not in told:
                 yield change

@@ -226,7 +226,7 @@ def execute(
         findings.extend(f"after boot: {line}" for line in watch(run.system, None))
     steps: list[StepResult] = []
     for number, step in enumerate(scenario.steps, start=1):
-        for name in step.device_names():
+        for name in step.device_names:
             if name not in run.system.devices:
                 raise InputError(f"no device {name!r} in machine {run.system.machine.machine}", source=f"step {number} ({step.op})")
         done = run.step(step)

@@ -165,7 +165,7 @@ def load_scenario(document: Any, *, source: str, folder: Path | None = None, tex
                 raise InputError(str(error), source=source, place="expect") from error
     names = {device.name for device in machine.devices}
     for number, step in enumerate(scenario.steps, start=1):
-        for name in step.device_names():
+        for name in step.device_names:
             if name not in names:
                 known = ", ".join(sorted(names)) or "none"
                 raise InputError(

@@ -102,6 +102,7 @@ class Step(Strict):
         """The operation's arguments."""
         return getattr(self, self.op)
 
+    @cached_property
     def device_names(self) -> list[str]:
         """The devices that the step names."""
         arguments = self.arguments

@@ -1,6 +1,6 @@
 """The DMAR table of a machine, or the one that it would have.
 
-A machine file without a table gets one unit that takes all devices, where QEMU has its unit.  Regions that the machine file
+A machine file without a table gets one unit for each segment, which takes all its devices; the first is where QEMU has its unit.  Regions that the machine file
 reserves for a device become reserved-memory structures, with a table or without.
 """
 
@@ -20,6 +20,7 @@ from iommukit_intel_vtd.quirks import rmrr_is_relaxable
 from iommukit_intel_vtd.scope import PciNode, nodes_of
 
 DEFAULT_BASE = 0xFED9_0000
+UNIT_SPACING = 0x1000
 INTERRUPTS = ReservedRegion(0xFEE0_0000, 0xFEEF_FFFF, RegionType.MSI)
 """The interrupt window, which is never translated (VT-d specification 3.14)."""
 
@@ -36,9 +37,13 @@ def table_of(machine: Machine, hardware: VtdHardware, topology: Topology) -> Dma
         flags |= DmarFlags.INTR_REMAP
     if hardware.platform_opt_in:
         flags |= DmarFlags.DMA_CTRL_PLATFORM_OPT_IN
-    unit = Drhd(address=DEFAULT_BASE, flags=DrhdFlags.INCLUDE_PCI_ALL)
-    ports = (Atsr(flags=AtsrFlags.ALL_PORTS),) if hardware.device_tlb else ()
-    return Dmar(host_address_width=hardware.width - 1, flags=flags, structures=(unit, *reserved, *ports))
+    segments = sorted({placed.facts.pci.segment for placed in topology.devices if placed.facts.pci}) or [0]
+    units = tuple(
+        Drhd(address=DEFAULT_BASE + UNIT_SPACING * number, flags=DrhdFlags.INCLUDE_PCI_ALL, segment=segment)
+        for number, segment in enumerate(segments)
+    )
+    ports = tuple(Atsr(flags=AtsrFlags.ALL_PORTS, segment=segment) for segment in segments if hardware.device_tlb)
+    return Dmar(host_address_width=hardware.width - 1, flags=flags, structures=(*units, *reserved, *ports))
 
 
 def _reserved(topology: Topology) -> Iterator[Rmrr]:
