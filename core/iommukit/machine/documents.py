@@ -105,7 +105,8 @@ def _reject_deep(text: str, source: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise InputError("is nested too deeply", source=source, place=f"line {event.start_mark.line + 1}")
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise InputError("is nested too deeply", source=source, place=f"line {line}")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 

@@ -1,7 +1,7 @@
 """The DMAR table of a machine, or the one that it would have.
 
-A machine file without a table gets one unit for each segment, which takes all its devices; the first is where QEMU has its unit.  Regions that the machine file
-reserves for a device become reserved-memory structures, with a table or without.
+A machine file without a table gets one unit for each segment, which takes all its devices; the first is where QEMU has its unit.
+Regions that the machine file reserves for a device become reserved-memory structures, with a table or without.
 """
 
 from __future__ import annotations
