@@ -23,7 +23,7 @@ def test_the_declaration_names_what_exists(lab: Lab) -> Findings:
     yield hold(said.arch, "no architecture is named")
     for arch in said.arch:
         yield hold(arch and arch == arch.lower().strip(), f"{arch!r} is no architecture")
-    for name in said.capabilities:
+    for name in sorted(said.capabilities):
         yield hold(name in CAPABILITIES, f"there is no capability {name!r}")
     for name, text in said.hardware_options.items():
         yield hold(name and text.strip(), f"the hardware option {name!r} is not explained")

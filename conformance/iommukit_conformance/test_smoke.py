@@ -44,7 +44,7 @@ def _scenarios(lab: Lab) -> Findings:
     names = {*PROFILES, *STABLE, ANY_KERNEL}
     for scenario in scenarios():
         unknown = set(scenario.expect) - names
-        yield hold(not unknown, f"scenario {scenario.scenario} expects something of {', '.join(unknown)}: no such kernel")
+        yield hold(not unknown, f"scenario {scenario.scenario} expects something of {', '.join(sorted(unknown))}: no such kernel")
     yield hold(drills(), "there are no drills")
 
 

@@ -118,17 +118,26 @@ def test_scenarios_below_a_folder_called_machines(run: Run, folder: Path) -> Non
     assert "2 runs" in result.stdout
 
 
-def test_a_deep_expectation_is_cut_when_shown(run: Run, folder: Path) -> None:
-    """Aliases can make a document that is short to write and endless to print."""
+def test_a_large_expectation_is_cut_when_shown(run: Run, folder: Path) -> None:
+    """Aliases can make a document that is short to write and long to print."""
     lines = ["scenario: a", "machine: card", "expect:", "  7.2:", "    x0: &a0 {k: v}"]
-    lines += [f"    x{n}: &a{n} {{a: *a{n - 1}, b: *a{n - 1}, c: *a{n - 1}}}" for n in range(1, 40)]
-    lines += ["  rfc: {nic: *a39}", "  6.1: {log: [*a39]}"]
-    (folder / "bomb.yaml").write_text("\n".join(lines))
-    result = run("run", "bomb.yaml")
+    lines += [f"    x{n}: &a{n} {{a: *a{n - 1}, b: *a{n - 1}, c: *a{n - 1}}}" for n in range(1, 10)]
+    lines += ["  rfc: {nic: *a9}", "  6.1: {log: [*a9]}"]
+    (folder / "large.yaml").write_text("\n".join(lines))
+    result = run("run", "large.yaml")
     assert result.exit_code == 1
     assert "type of nic at the end: expected {'a': {'a': {'a': {...}" in result.stdout
     assert len(result.stdout) < 10_000
-    assert "log and no_log expect a text" in run("run", "bomb.yaml", "--kernel", "6.1").stderr
+    assert "log and no_log expect a text" in run("run", "large.yaml", "--kernel", "6.1").stderr
+
+
+def test_an_endless_document_is_refused(run: Run, folder: Path) -> None:
+    lines = ["scenario: a", "machine: card", "expect:", "  7.2:", "    x0: &a0 {k: v}"]
+    lines += [f"    x{n}: &a{n} {{a: *a{n - 1}, b: *a{n - 1}, c: *a{n - 1}}}" for n in range(1, 40)]
+    (folder / "bomb.yaml").write_text("\n".join(lines))
+    result = run("run", "bomb.yaml")
+    assert result.exit_code == 2
+    assert "its aliases make it too large" in result.stderr
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -146,6 +146,8 @@ def _amd_iommu(value: str | None, boot: BootState) -> Iterable[OptionReport]:
     """``parse_amd_iommu_options``."""
     if value is None:
         yield OptionReport("amd_iommu", Verdict.UNKNOWN, "no reader in this kernel: the option is amd_iommu=…")
+    elif not value:
+        yield OptionReport("amd_iommu=", Verdict.INEFFECTIVE, "no word, and so nothing changed")
     elif boot.release >= COMMA_LIST:
         yield from _comma_list(value, boot)
     else:

@@ -188,6 +188,8 @@ def _function_specs(devices: Sequence[DeviceSpec]) -> list[DeviceSpec]:
             continue
         if spec.kind not in FUNCTION_KINDS or spec.parent is not None:
             raise NotApplicable("s390 shows functions, not bridges")
+        if spec.reserved:
+            raise NotApplicable(f"{spec.name}: s390's firmware reserves nothing but what lies outside a function's DMA range")
         found.append(spec)
     return found
 
