@@ -270,10 +270,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     write.section("iommukit conformance")
     for line in matrix.table():
         write.write_line(line)
-    reasons = list(matrix.reasons())
-    if reasons:
-        write.write_line("")
-        for line in reasons:
+    for part in (matrix.wrong_drivers(), matrix.reasons()):
+        for number, line in enumerate(part):
+            if not number:
+                write.write_line("")
             write.write_line(line)
     failed = list(matrix.failed())
     if failed:

@@ -95,6 +95,22 @@ class Matrix:
                 numbers = "".join(f"{cell[outcome] or '.':>11}" for outcome in OUTCOMES)
                 yield f"{vendor:{width}}  {kernel:{kernels}}{numbers}"
 
+    def wrong_drivers(self) -> Iterator[str]:
+        """Which wrong driver the suite has rejected, by which rule, for which mistake."""
+        from iommukit_conformance.wrong import WRONG
+
+        drivers = {driver.label(): driver for driver in WRONG}
+        rows = [row for row in self.rows if row["vendor"] == SUITE and row["case"] in drivers]
+        if not rows:
+            return
+        rejected = sum(row["outcome"] == Outcome.PASS.value for row in rows)
+        width = max(len(row["case"]) for row in rows)
+        yield f"{'wrong driver':{width}}  {'by rule':8}  mistake  ({rejected} of {len(rows)} rejected by the rule that names it)"
+        for row in rows:
+            driver = drivers[row["case"]]
+            rule = driver.rule if row["outcome"] == Outcome.PASS.value else "ACCEPTED"
+            yield f"{row['case']:{width}}  {rule:8}  {driver.mistake}"
+
     def failed(self) -> Iterator[str]:
         """What failed, with its first findings; a failure that is the same under several kernels once."""
         same: dict[str, list[Row]] = {}
