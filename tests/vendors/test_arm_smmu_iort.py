@@ -9,7 +9,7 @@ from iommukit.errors import InputError, NotApplicable
 from iommukit.kernel.profiles import get_kernel
 from iommukit.kernel.start import start_system
 from iommukit.machine.model import BootSpec, Machine
-from iommukit.machine.realise import load_tables
+from iommukit.machine.tables import load_tables
 from iommukit.vendors import VendorRegistry
 
 REGISTRY = VendorRegistry()

@@ -6,9 +6,9 @@ from iommukit.errors import NotApplicable
 from iommukit.kernel.boot import BootState, core_options, looks_like_iommu_option
 from iommukit.kernel.cmdline import apply_cmdline
 from iommukit.kernel.kernel import Kernel
+from iommukit.kernel.realise import realise
 from iommukit.kernel.system import System
 from iommukit.machine.model import BootSpec, Machine
-from iommukit.machine.realise import realise
 from iommukit.machine.topology import Topology, build_topology
 from iommukit.policy import Era
 from iommukit.vendors import Vendor, VendorRegistry

@@ -18,7 +18,7 @@ from iommukit.errors import InputError
 from iommukit.kernel.profiles import get_kernel
 from iommukit.machine.documents import parse_documents, read_text, validate_document
 from iommukit.machine.model import Machine
-from iommukit.machine.realise import load_tables
+from iommukit.machine.tables import load_tables
 from iommukit.scenario.model import ANY_KERNEL, Scenario
 
 SUFFIXES = (".yaml", ".yml")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,9 +12,8 @@ from pydantic import ValidationError
 from iommukit.errors import InputError, NotApplicable
 from iommukit.kernel.boot import BootState
 from iommukit.machine.model import DeviceSpec, Machine
+from iommukit.machine.tables import BASE64
 from iommukit.vendors import Vendor
-
-BASE64 = "base64:"
 
 
 def realise(machine: Machine, vendor: Vendor, boot: BootState) -> Machine:
@@ -126,24 +124,3 @@ def _table(machine: Machine, vendor: Vendor, signature: str, raw: Any) -> Any:
         message = "a table beside the machine file was expected, base64:… or structured fields"
         raise InputError(message, source=source)
     return raw
-
-
-def load_tables(machine: Machine, folder: Path) -> Machine:
-    """Replace table file names by the files' bytes, relative to the machine file's folder.
-
-    Raises ``InputError`` for a missing file or a path that leaves the folder.
-    """
-    loaded: dict[str, Any] = {}
-    for signature, raw in machine.firmware.items():
-        loaded[signature] = raw
-        if not isinstance(raw, str) or raw.startswith(BASE64):
-            continue
-        path = folder / raw
-        source = f"{machine.machine}, firmware {signature}"
-        if Path(raw).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{raw} lies outside the machine file's folder", source=source)
-        try:
-            loaded[signature] = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", source=str(path)) from error
-    return machine.model_copy(update={"firmware": loaded}) if loaded else machine

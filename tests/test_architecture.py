@@ -1,0 +1,96 @@
+"""The map is true: imports run one way, nobody knows a vendor by name, and no file knows the machine that it was written on."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "core" / "iommukit"
+LAYERS = ("cli", "report", "scenario", "kernel", "dma", "hw")
+"""From the top down: a layer imports those to its right."""
+BELOW_KERNEL = ("machine",)
+"""Machine files and tables: for every layer to use, and ignorant of all of them."""
+VENDORS = ("intel_vtd", "amd_vi", "arm_smmu", "s390")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports when it runs; what is only for type checkers does not count."""
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            pending.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        pending.extend(ast.iter_child_nodes(node))
+
+
+def _layer(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[0] == "iommukit" else None
+
+
+@pytest.mark.parametrize("layer", [*LAYERS, *BELOW_KERNEL])
+def test_imports_run_one_way(layer: str) -> None:
+    allowed = {*LAYERS[LAYERS.index(layer) :], *BELOW_KERNEL} if layer in LAYERS else {*BELOW_KERNEL}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in (CORE / layer).rglob("*.py")
+        for module in _imports(path)
+        if (target := _layer(module)) in (*LAYERS, *BELOW_KERNEL) and target not in allowed
+    ]
+    assert not wrong
+
+
+def test_the_nouns_import_no_layer() -> None:
+    nouns = ("policy", "domain", "device", "group", "regions", "errors", "hookspecs")
+    wrong = [(noun, module) for noun in nouns for module in _imports(CORE / f"{noun}.py") if _layer(module) in LAYERS]
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", ["core", "conformance", "oracle"])
+def test_nobody_imports_a_vendor(folder: str) -> None:
+    plugins = tuple(f"iommukit_{vendor}" for vendor in VENDORS)
+    wrong = [(path, module) for path in (ROOT / folder).rglob("*.py") for module in _imports(path) if module.startswith(plugins)]
+    assert not wrong
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_vendor_imports_the_core_and_itself(vendor: str) -> None:
+    others = tuple(f"iommukit_{name}" for name in (*VENDORS, "conformance", "oracle") if name != vendor)
+    barred = ("cli", "report", "scenario")
+    wrong = [
+        (path, module)
+        for path in (ROOT / "plugins" / vendor).rglob("*.py")
+        for module in _imports(path)
+        if module.startswith(others) or _layer(module) in barred
+    ]
+    assert not wrong
+
+
+def test_vendor_names_decide_nothing_in_the_core() -> None:
+    """The suite asks for capabilities; the core knows no vendor."""
+    named = re.compile("|".join(rf"[\"']{vendor}[\"']" for vendor in VENDORS))
+    for folder in (CORE, ROOT / "conformance"):
+        wrong = [path for path in folder.rglob("*.py") if named.search(path.read_text(encoding="utf-8"))]
+        assert not wrong
+
+
+def test_no_file_knows_its_author_s_machine() -> None:
+    pattern = re.compile(r"(?<![\w.)])/(?:work|root|home)/\w")
+    wrong = [
+        path
+        for suffix in ("*.py", "*.md", "*.toml", "*.yaml", "*.ini")
+        for path in ROOT.rglob(suffix)
+        if not {".venv", ".tox", "build", "dist"} & set(path.relative_to(ROOT).parts)
+        and pattern.search(path.read_text(encoding="utf-8"))
+    ]
+    assert not wrong
