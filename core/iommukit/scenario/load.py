@@ -19,6 +19,7 @@ from iommukit.kernel.profiles import get_kernel
 from iommukit.machine.documents import parse_documents, read_text, validate_document
 from iommukit.machine.model import Machine
 from iommukit.machine.tables import load_tables
+from iommukit.scenario.expectation import check_expectations
 from iommukit.scenario.model import ANY_KERNEL, Scenario
 
 SUFFIXES = (".yaml", ".yml")
@@ -105,8 +106,8 @@ def load_scenarios(paths: Iterable[Path]) -> list[Scenario]:
     """
     scenarios: list[Scenario] = []
     seen: dict[str, str] = {}
-    for path in _files(paths):
-        for scenario in load_scenario_file(path):
+    for path, found in _files(paths):
+        for scenario in load_scenario_file(path, skip_machines=found):
             if scenario.scenario in seen:
                 message = f"scenario id {scenario.scenario!r} appears in {seen[scenario.scenario]} too"
                 raise InputError(message, source=str(path))
@@ -115,22 +116,25 @@ def load_scenarios(paths: Iterable[Path]) -> list[Scenario]:
     return scenarios
 
 
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
+def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
+    """The files to load, and whether each was found in a folder."""
     for path in paths:
         if path.is_dir():
             found = [each for each in sorted(path.rglob("*")) if each.suffix in SUFFIXES and each.is_file()]
             found = [each for each in found if "machines" not in each.relative_to(path).parent.parts]
             if not found:
                 raise InputError("no scenario files (*.yaml) in this folder", source=str(path))
-            yield from found
+            yield from ((each, True) for each in found)
         else:
-            yield path
+            yield path, False
 
 
-def load_scenario_file(path: Path) -> list[Scenario]:
-    """Load the scenarios of one file, machines resolved."""
+def load_scenario_file(path: Path, *, skip_machines: bool = False) -> list[Scenario]:
+    """Load the scenarios of one file, machines resolved; a folder may hold machine files beside them, which are skipped."""
     text = read_text(path)
     documents = parse_documents(text, str(path))
+    if skip_machines and documents and all(map(_is_machine, documents)):
+        return []
     if not documents:
         raise InputError("is empty; a scenario was expected", source=str(path))
     several = len(documents) > 1
@@ -143,6 +147,10 @@ def load_scenario_file(path: Path) -> list[Scenario]:
         )
         for number, document in enumerate(documents, start=1)
     ]
+
+
+def _is_machine(document: Any) -> bool:
+    return isinstance(document, dict) and "machine" in document and "scenario" not in document
 
 
 def load_scenario(document: Any, *, source: str, folder: Path | None = None, text: str | None = None) -> Scenario:
@@ -163,6 +171,7 @@ def load_scenario(document: Any, *, source: str, folder: Path | None = None, tex
                 get_kernel(kernel)
             except InputError as error:
                 raise InputError(str(error), source=source, place="expect") from error
+    check_expectations(scenario, machine, source)
     names = {device.name for device in machine.devices}
     for number, step in enumerate(scenario.steps, start=1):
         for name in step.device_names:
