@@ -5,6 +5,7 @@ A lesser driver lacks something that a driver may lack, and says so.  What fails
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from iommukit.device import Device
@@ -78,10 +79,13 @@ class WithoutRequirements(Lesser):
 
     lacks = frozenset({"identity-required", "strict-required", "lazy-preferred"})
 
-    def def_domain_type(self, device: Device) -> DmaApiPolicy:
-        """Not marked as a hook, so that nobody calls it."""
-        raise NotImplementedError
+    def_domain_type = None  # type: ignore[assignment]
 
 
-CONTROLS: tuple[type[Reference], ...] = (Reference, WithoutIdentity, WithoutLazy, WithoutRequirements)
-"""All of them."""
+CONTROLS: Mapping[str, type[Reference]] = {
+    "the_reference_passes": Reference,
+    "without_identity_passes": WithoutIdentity,
+    "without_lazy_passes": WithoutLazy,
+    "without_requirements_passes": WithoutRequirements,
+}
+"""All of them, by the names of their cases."""

@@ -145,7 +145,7 @@ class Reference:
         """One unit, unless it was switched off."""
         for name, value in machine.hardware.items():
             if not isinstance(value, bool):
-                raise InputError(f"true or false was expected, got {value!r}", source=machine.machine, place=f"hardware.{name}")
+                raise InputError(f"true or false was expected, got {value!r}", source=machine.source, place=f"hardware.{name}")
         if boot.no_iommu or boot.options.get(OFF):
             return ()
         boot.log.append("reference-iommu: 1 unit found")

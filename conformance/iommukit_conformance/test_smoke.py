@@ -14,6 +14,7 @@ from iommukit.scenario.model import ANY_KERNEL
 from iommukit_conformance.case import Case, CaseList, Finding, Findings, Scope, Stage, case, hold
 from iommukit_conformance.drills import drills
 from iommukit_conformance.lab import NIC, Lab
+from iommukit_conformance.reference import Reference
 from iommukit_conformance.rules import RULES
 from iommukit_conformance.scenarios import scenarios, unreadable
 
@@ -49,10 +50,10 @@ def _scenarios(lab: Lab) -> Findings:
 
 
 def _right(lab: Lab) -> Findings:
-    from iommukit_conformance.wrong.runner import judge_reference
+    from iommukit_conformance.wrong.runner import judge_control
 
     yield None
-    for ran in judge_reference(("rfc",)):
+    for ran in judge_control(Reference, ("rfc",)):
         for finding in ran.verdict.findings:
             yield f"the reference is rejected: {finding} [{ran.case.name}]"
 

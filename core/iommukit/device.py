@@ -178,7 +178,6 @@ class Unit:
     """Devices meet this unit only when a driver binds (Arm's firmware code before 7.2)."""
     default_domains: bool = True
     """False: the driver offers no domain for the DMA API (s390 in 6.1)."""
-    log: list[str] = field(default_factory=list)
     state: Any = None
     """The vendor's own."""
     failed: bool = False

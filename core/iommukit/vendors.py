@@ -127,6 +127,7 @@ class VendorRegistry:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(VendorSpec)
         self._plugins: dict[str, Any] = {}
+        self._declarations: dict[str, VendorDeclaration] = {}
         self._vendors: dict[str, Vendor] = {}
         self._options: dict[Any, list[KernelOption]] = {}
 
@@ -142,7 +143,7 @@ class VendorRegistry:
         for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda found: found.name):
             try:
                 plugin = entry.load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 message = f"cannot be loaded: {type(error).__name__}: {error}"
                 raise InputError(message, source=f"vendor plugin {entry.name} ({entry.value})") from error
             registry.register(plugin, entry.name)
@@ -158,14 +159,32 @@ class VendorRegistry:
         except (pluggy.PluginValidationError, ValueError) as error:
             self._drop(plugin)
             raise InputError(" ".join(str(error).split()), source=f"vendor plugin {name}") from error
+        try:
+            self._declarations[name] = self._declaration(plugin, name)
+        except InputError:
+            self._drop(plugin)
+            raise
         self._plugins[name] = plugin
         self._rebind()
-        vendor = self._vendors.get(name)
-        if vendor is None:
-            self._drop(plugin)
-            del self._plugins[name]
-            raise InputError("hook 'declare' is missing or answers None", source=f"vendor plugin {name}")
-        return vendor
+        return self._vendors[name]
+
+    def _declaration(self, plugin: Any, name: str) -> VendorDeclaration:
+        """What a registered plugin declares, asked once."""
+        source = f"vendor plugin {name}"
+        for hook in HOOKS:
+            function = getattr(plugin, hook, None)
+            if callable(function) and not hasattr(function, f"{PROJECT}_impl"):
+                raise InputError(f"{hook} has the name of a hook but is not marked @hookimpl", source=source)
+        others = list(self._plugins.values())
+        try:
+            declaration = VendorOps(self._manager, name, others).declare()
+        except (Exception, SystemExit) as error:
+            raise InputError(f"declare is stopped by {type(error).__name__}: {error}", source=source) from error
+        if declaration is None:
+            raise InputError("hook 'declare' is missing or answers None", source=source)
+        if not isinstance(declaration, VendorDeclaration):
+            raise InputError(f"declare answers a {type(declaration).__name__}, no VendorDeclaration", source=source)
+        return declaration
 
     def wrapped(self, plugin: Any) -> VendorRegistry:
         """A second registry of the same vendors whose calls also pass through ``plugin``."""
@@ -196,9 +215,7 @@ class VendorRegistry:
         for name, plugin in self._plugins.items():
             others = [other for other in self._plugins.values() if other is not plugin]
             ops = VendorOps(self._manager, name, others)
-            declaration = ops.declare()
-            if declaration is not None:
-                vendors[name] = Vendor(name, plugin, declaration, ops)
+            vendors[name] = Vendor(name, plugin, self._declarations[name], ops)
         self._vendors = vendors
 
     def options(self, boot: BootState) -> list[KernelOption]:

@@ -9,14 +9,17 @@ import pytest
 from rich.console import Console
 
 from iommukit.kernel.profiles import PROFILES, get_kernel
+from iommukit.scenario.result import Outcome
 from iommukit.vendors import VendorRegistry
+from iommukit_conformance.case import Stage
+from iommukit_conformance.controls import CONTROLS, WithoutIdentity, WithoutLazy, WithoutRequirements
 from iommukit_conformance.reference import Reference
 from iommukit_conformance.rules import RULES
 from iommukit_conformance.suite import cases, failures, run_vendor
 from iommukit_conformance.wrong import SMOKE, WRONG
 from iommukit_conformance.wrong.__main__ import table
 from iommukit_conformance.wrong.base import Wrong
-from iommukit_conformance.wrong.runner import Judged, judge_reference, judge_wrong
+from iommukit_conformance.wrong.runner import Judged, judge_control, judge_wrong
 
 
 @pytest.mark.parametrize("driver", WRONG, ids=lambda driver: driver.label())
@@ -45,8 +48,28 @@ def test_every_rule_has_a_case() -> None:
     assert {rule for rule in RULES if not rule.startswith("SUITE-")} <= {case.rule for case in cases()}
 
 
-def test_the_reference_passes_under_every_kernel() -> None:
-    assert [(ran.kernel, ran.case.name, ran.verdict.findings) for ran in judge_reference()] == []
+@pytest.mark.parametrize("driver", CONTROLS.values(), ids=CONTROLS)
+def test_right_drivers_pass_under_every_kernel(driver: type[Reference]) -> None:
+    failed = judge_control(driver, scenarios=True)
+    assert [(ran.kernel, ran.case.name, ran.verdict.findings) for ran in failed] == []
+
+
+@pytest.mark.parametrize(
+    ("driver", "capability"), [(WithoutIdentity, "identity"), (WithoutLazy, "lazy"), (WithoutRequirements, "strict-required")]
+)
+def test_lesser_drivers_lack_what_they_say(driver: type[Reference], capability: str) -> None:
+    registry = VendorRegistry()
+    vendor = registry.register(driver(), "lesser")
+    assert not vendor.has(capability)
+    assert ("def_domain_type" in vendor.ops.implemented) is (driver is not WithoutRequirements)
+
+
+def test_a_kernel_that_misreads_a_hook_says_nothing_of_a_driver_without_it() -> None:
+    registry = VendorRegistry()
+    registry.register(WithoutRequirements(), "lesser")
+    done = run_vendor(registry, "lesser", [get_kernel("rfc-unconverted")], choose=lambda case: case.stage is Stage.SCENARIO)
+    assert {ran.verdict.outcome for ran in done} == {Outcome.NOT_APPLICABLE}
+    assert {ran.verdict.reason for ran in done} == {"lesser has no def_domain_type, which is what this kernel misreads"}
 
 
 @pytest.mark.parametrize("kernel", ["rfc", "6.12"])

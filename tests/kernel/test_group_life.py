@@ -98,7 +98,7 @@ class GroupLife(RuleBasedStateMachine):
     def release(self, name: str) -> None:
         group = self.system.devices[name].group
         if group is not None and group.owner is self:
-            _quiet(self.kernel.release, self.system, group, self)
+            _quiet(self.kernel.release, self.system, group)
 
     @rule(name=DEVICES)
     def remove(self, name: str) -> None:

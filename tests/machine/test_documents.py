@@ -77,7 +77,7 @@ def test_any_text_is_a_machine_or_an_input_error(text: str) -> None:
 @pytest.mark.parametrize(
     ("devices", "message"),
     [
-        ("{name: a, address: '00:01.0'}, {name: b, parent: a}", "parent a is no bridge or port but a endpoint"),
+        ("{name: a, address: '00:01.0'}, {name: b, parent: a}", "parent a is no bridge or port (its kind is endpoint)"),
         (
             "{name: a, address: '00:01.0', kind: root_port}, {name: b, address: '01:00.0', parent: a},"
             " {name: c, address: '02:00.0', parent: a}",

@@ -52,10 +52,6 @@ def test_a_kernel_that_can_only_boot_decides_no_steps() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"expect": {"rfc": {"frob": "ok"}}}, "live-switch: no 'frob' to expect something of"),
-        ({"expect": {"rfc": {"groups": ["nic"]}}}, "live-switch: expect.groups must be a list of lists of devices"),
-        ({"expect": {"rfc": {"reserved": ["nic"]}}}, "live-switch: expect.reserved must map devices to lists of lines"),
-        ({"expect": {"rfc": {"²": "ok"}}}, "live-switch: no '²' to expect"),
         ({"requires": ["frob"]}, "scenario live-switch: no capability 'frob'"),
         (
             {"machine": {"machine": "m", "firmware": {"TOYT": "base64:AAAA"}}, "steps": [], "expect": {}},

@@ -75,7 +75,7 @@ def test_ports_and_bridges_are_not_shown(devices):
         ({"pft": 256}, {}, "z: hardware: pft: "),
         ({}, {"start_dma": "x"}, "z: fn: attributes: start_dma: "),
         ({"tlb_refresh": "perhaps"}, {}, "z: hardware: tlb_refresh: "),
-        ({}, {"end_dma": 0xFFFF_FFFF}, "z: fn: attributes: top level: end_dma 0xffffffff lies before start_dma 0x100000000"),
+        ({}, {"end_dma": 0xFFFF_FFFF}, "z: fn: attributes: end_dma 0xffffffff lies before start_dma 0x100000000"),
     ],
 )
 def test_bad_attributes_are_named_with_their_place(hardware, attributes, message):

@@ -62,8 +62,9 @@ def judge_wrong(driver: type[Wrong], *, thorough: bool = False) -> Judged:
     return Judged(driver, tuple(finding for ran in failures(done) for finding in ran.verdict.findings))
 
 
-def judge_reference(kernels: Iterable[str] = tuple(PROFILES)) -> list[Ran]:
-    """The control: what fails of the reference itself, which should be nothing.  Raises ``HarnessFault``."""
+def judge_control(driver: type[Reference], kernels: Iterable[str] = tuple(PROFILES), *, scenarios: bool = False) -> list[Ran]:
+    """What fails of a right driver, which should be nothing; with the shipped scenarios if wanted.  Raises ``HarnessFault``."""
     chosen = [get_kernel(name) for name in kernels]
-    done = run_vendor(_registry(Reference()), NAME, chosen, choose=lambda case: case.stage in STAGES, scenarios_too=False)
+    stages = STAGES | {Stage.SCENARIO} if scenarios else STAGES
+    done = run_vendor(_registry(driver()), NAME, chosen, choose=lambda case: case.stage in stages, scenarios_too=scenarios)
     return failures(done)

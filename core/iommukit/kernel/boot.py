@@ -317,7 +317,7 @@ def _iommu_x86(value: str | None, boot: BootState) -> Iterable[OptionReport]:
         shown = f"iommu={token}"
         if token.startswith("off"):
             boot.no_iommu = True
-            yield OptionReport(shown, Verdict.EFFECTIVE, "no IOMMU is used")
+            yield OptionReport(shown, Verdict.EFFECTIVE, "asks for no IOMMU")
         elif token.startswith("pt"):
             set_passthrough_option(True, boot)
             yield OptionReport(shown, Verdict.EFFECTIVE, "default is identity: devices reach all memory")

@@ -41,6 +41,7 @@ class Kernel:
     era: ClassVar[Era]
     version: ClassVar[tuple[int, int]]
     trust_rule: ClassVar[TrustRule] = TrustRule.REMOVABLE
+    lazy_by_default: ClassVar[tuple[str, ...]] = ("x86_64", "s390x")
     unit_by_unit: bool = True
     """Devices are probed as each unit registers (since 6.1), not all at the end."""
 
@@ -51,8 +52,8 @@ class Kernel:
         raise NotImplementedError
 
     def default_kconfig(self, arch: str) -> str:
-        """The build option's own default."""
-        raise NotImplementedError
+        """The build option's own default: lazy on some architectures, else strict."""
+        return "lazy" if arch in self.lazy_by_default else "strict"
 
     def start(self, system: System, *, drivers_loaded: bool) -> None:
         """Register the units and probe everything that is present; then bind the machine's drivers."""
@@ -69,9 +70,16 @@ class Kernel:
             self.probe_batch(system, [(device, candidates[device]) for device in at_boot])
         for device in system.present_devices():
             if device.facts.driver:
-                self.bind(system, device, device.facts.driver, managed=None)
+                self.bind_at_boot(system, device, device.facts.driver)
             elif drivers_loaded and device in candidates and device.group is None and device.facts.class_code >> 8 != HOST_BRIDGE:
                 self.configure(system, device)
+
+    def bind_at_boot(self, system: System, device: Device, driver: str) -> None:
+        """Bind a machine's own driver; one that cannot bind leaves a line and its device unbound."""
+        try:
+            self.bind(system, device, driver, managed=None)
+        except IommuError as error:
+            system.log(f"{device.log_name}: driver {driver} does not bind (-{error.name})")
 
     def _probe(self, system: System, device: Device) -> Unit | None:
         if not system.units:
@@ -224,9 +232,13 @@ class Kernel:
         """Take a group away from the DMA API (``iommu_group_claim_dma_owner``)."""
         raise NotImplementedError
 
-    def release(self, system: System, group: Group, owner: object) -> None:
+    def release(self, system: System, group: Group) -> None:
         """Give a group back (``iommu_group_release_dma_owner``)."""
         raise NotImplementedError
+
+    def ask(self, system: System, device: Device, kind: DomainType) -> Domain | None:
+        """Ask the driver for a domain; its errno passes."""
+        return system.alloc(device, kind)
 
     @staticmethod
     def require_claimable(group: Group) -> None:
@@ -242,7 +254,7 @@ class Kernel:
         """The group's blocking domain: the driver's, or an unmanaged one that stays empty.  Raises ``IommuError``."""
         if group.blocking_domain is None:
             device = group.devices[0]
-            domain = system.alloc(device, DomainType.BLOCKED) or system.alloc(device, DomainType.UNMANAGED)
+            domain = self.ask(system, device, DomainType.BLOCKED) or self.ask(system, device, DomainType.UNMANAGED)
             if domain is None:
                 raise IommuError("EINVAL", "the driver can neither block nor translate")
             group.blocking_domain = domain
@@ -273,7 +285,7 @@ def move_group(
     """Attach every device of a group to a domain, in order.
 
     At the first refusal the devices already moved go back if ``revert``; else they stay where they are, as in 6.1.  Raises that
-    refusal.  On success the group's domain is the new one.
+    refusal; one that cannot go back is warned of and left behind.  On success the group's domain is the new one.
     """
     moved: list[tuple[Device, Domain | None]] = []
     for device in group.devices:
@@ -287,8 +299,11 @@ def move_group(
                 for other, old in reversed(moved):
                     if old is None:
                         system.detach(other)
-                    else:
+                        continue
+                    try:
                         system.attach(other, old)
+                    except IommuError as error:
+                        system.log(f"{other.log_name}: WARNING: cannot go back to its domain (-{error.name})")
             raise
         moved.append((device, before))
     group.domain = domain

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from iommukit.device import Device, Unit
 from iommukit.dma.setup import iommu_setup_dma_ops, start_flush_queue
 from iommukit.domain import Domain, DomainType
@@ -34,6 +36,7 @@ class Linux61(Kernel):
     era = Era.V6_1
     version = (6, 1)
     trust_rule = TrustRule.BELOW_EXTERNAL_PORT
+    lazy_by_default: ClassVar[tuple[str, ...]] = ("x86_64",)
     keeps_first_default = False
     """False: a later registration allocates a second default domain for a group that has one."""
 
@@ -42,10 +45,6 @@ class Linux61(Kernel):
     def new_default(self) -> SystemDefault:
         """A domain type; lines without a suffix end in a blank."""
         return TypeDefault(trailing_space=True)
-
-    def default_kconfig(self, arch: str) -> str:
-        """LAZY on x86 (and ia64), else STRICT."""
-        return "lazy" if arch == "x86_64" else "strict"
 
     def probe_batch(self, system: System, batch: list[tuple[Device, Unit]]) -> None:
         """All devices first, then each new group's default domain (``bus_iommu_probe``)."""
@@ -181,15 +180,9 @@ class Linux61(Kernel):
 
     # ---- ownership ---------------------------------------------------------------------------------------------------
 
-    def blocking_domain(self, system: System, group: Group) -> Domain:
-        """As later, but a driver's NULL has no reason: ``EINVAL`` where neither kind is to be had."""
-        if group.blocking_domain is None:
-            device = group.devices[0]
-            domain = self.try_alloc(system, device, DomainType.BLOCKED) or self.try_alloc(system, device, DomainType.UNMANAGED)
-            if domain is None:
-                raise IommuError("EINVAL", "the driver can neither block nor translate")
-            group.blocking_domain = domain
-        return group.blocking_domain
+    def ask(self, system: System, device: Device, kind: DomainType) -> Domain | None:
+        """A driver's NULL has no reason."""
+        return self.try_alloc(system, device, kind)
 
     def is_default_domain(self, group: Group) -> bool:
         """6.1 also accepts one identity domain for another (a GPU driver swaps them)."""
@@ -205,7 +198,7 @@ class Linux61(Kernel):
         group.owner = owner
         group.owner_count = 1
 
-    def release(self, system: System, group: Group, owner: object) -> None:
+    def release(self, system: System, group: Group) -> None:
         """Back into the default domain.  A refusal is only warned of: the group stays blocked."""
         if not group.owner_count or group.owner is None:
             system.log("WARNING: at iommu_group_release_dma_owner")

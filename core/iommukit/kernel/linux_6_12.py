@@ -34,10 +34,6 @@ class Linux612(Kernel):
         """A domain type; no trailing blanks."""
         return TypeDefault()
 
-    def default_kconfig(self, arch: str) -> str:
-        """LAZY on x86 and s390, else STRICT."""
-        return "lazy" if arch in ("x86_64", "s390x") else "strict"
-
     def probe_batch(self, system: System, batch: list[tuple[Device, Unit]]) -> None:
         """All devices, then each group; one group that cannot be set up undoes the unit's registration."""
         groups: dict[Group, None] = {}
@@ -241,7 +237,7 @@ class Linux612(Kernel):
         group.owner = owner
         group.owner_count = 1
 
-    def release(self, system: System, group: Group, owner: object) -> None:
+    def release(self, system: System, group: Group) -> None:
         """Back into the default domain.  This may not fail: a device that refuses is warned of and left behind."""
         if not group.owner_count or group.owner is None:
             system.log("WARNING: at iommu_group_release_dma_owner")

@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from iommukit.errors import InputError, NotApplicable
 from iommukit.kernel.boot import BootState
@@ -50,7 +50,7 @@ def realise(machine: Machine, vendor: Vendor, boot: BootState) -> Machine:
 def _rebuild(machine: Machine, **changes: Any) -> Machine:
     names = [spec.name for spec in changes["devices"]]
     if len(set(names)) != len(names):
-        raise InputError("a role's companion has the name of another device", source=machine.machine)
+        raise InputError("a role's companion has the name of another device", source=machine.source)
     return machine.model_copy(update=changes)
 
 
@@ -68,7 +68,7 @@ def _untrusted(machine: Machine, vendor: Vendor, spec: DeviceSpec) -> list[Devic
                 return [spec]
             above = port.parent
         message = "an untrusted device needs an external-facing port above it"
-        raise InputError(message, source=machine.machine, place=f"device {spec.name}")
+        raise InputError(message, source=machine.source, place=f"device {spec.name}")
     port = DeviceSpec.model_validate(
         {
             "name": f"{spec.name}-port",
@@ -109,7 +109,7 @@ def _table(machine: Machine, vendor: Vendor, signature: str, raw: Any) -> Any:
     reader = formats.get(signature)
     if reader is None:
         raise NotApplicable(f"{vendor.name} reads no {signature} table")
-    source = f"{machine.machine}, firmware {signature}"
+    source = f"{machine.source}, firmware {signature}"
     if isinstance(raw, bytes):
         return reader.parse(raw, source)
     if isinstance(raw, str) and raw.startswith(BASE64):
@@ -120,7 +120,10 @@ def _table(machine: Machine, vendor: Vendor, signature: str, raw: Any) -> Any:
         return reader.parse(data, source)
     if isinstance(raw, Mapping):
         return reader.validate(raw, source)
+    if isinstance(raw, BaseModel):
+        return raw
     if isinstance(raw, str):
         message = "a table beside the machine file was expected, base64:… or structured fields"
         raise InputError(message, source=source)
-    return raw
+    message = f"a file name, base64:… or structured fields were expected, got {type(raw).__name__}"
+    raise InputError(message, source=source)

@@ -41,10 +41,6 @@ class Rfc(Kernel):
         """One policy (H1, H2, H22)."""
         return PolicyDefault()
 
-    def default_kconfig(self, arch: str) -> str:
-        """LAZY on x86 and s390, else STRICT."""
-        return "lazy" if arch in ("x86_64", "s390x") else "strict"
-
     def probe_batch(self, system: System, batch: list[tuple[Device, Unit]]) -> None:
         """All devices, then each new group as a whole; a group that must not be is refused, others go on."""
         groups: dict[Group, None] = {}
@@ -262,7 +258,7 @@ class Rfc(Kernel):
         group.owner = owner
         group.owner_count = 1
 
-    def release(self, system: System, group: Group, owner: object) -> None:
+    def release(self, system: System, group: Group) -> None:
         """Back into the default domain; where that is refused the group stays blocked, and the refusal is reported (H18)."""
         if not group.owner_count or group.owner is None:
             raise IommuError("EINVAL", "nobody owns the group")

@@ -34,6 +34,7 @@ class RfcAsPosted(Linux61Stable):
     name = "rfc-as-posted"
     summary = "the posted patch, every hole kept; drivers answer policies"
     era = Era.RFC
+    lazy_by_default = ("x86_64", "s390x")
     reads_answer: dict[DmaApiPolicy, int] = {policy: int(policy) for policy in DmaApiPolicy}
     """The number that the core sees for a driver's answer."""
     drivers_offer_queues = True
@@ -44,10 +45,6 @@ class RfcAsPosted(Linux61Stable):
     def new_default(self) -> SystemDefault:
         """A policy that can never become lazy (H1)."""
         return PostedPolicyDefault()
-
-    def default_kconfig(self, arch: str) -> str:
-        """As the base, with s390 converted."""
-        return "lazy" if arch in ("x86_64", "s390x") else "strict"
 
     def device_mandatory(self, device: Device) -> int:
         """A device's mandatory policy as a number; a driver without the operation has no opinion."""
@@ -116,7 +113,7 @@ class RfcAsPosted(Linux61Stable):
         try:
             self.change_policy(system, group, SYSFS_POLICY[keyword])
         finally:
-            self.release(system, group, token)
+            self.release(system, group)
 
     def change_policy(self, system: System, group: Group, policy: DmaApiPolicy) -> None:
         """``iommu_change_group_dma_api_policy``: while the group sits in its blocking domain."""

@@ -52,7 +52,10 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^(?:0|-?[1-9][0-9]*|0x[0-9a-fA-F]+)$"), list("-0123456789"))
+# A longer number stays text, and whoever wants a number says so: Python's own limit would be a traceback.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^(?:0|-?[1-9][0-9]{0,30}|0x[0-9a-fA-F]{1,32})$"), list("-0123456789")
+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
 
 
@@ -134,9 +137,25 @@ def validate_document(model: type[Model], data: Any, *, text: str | None, source
         return model.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise InputError(_explain(first), source=source, place=_place(text, first["loc"])) from error
+        raise InputError(_explain(first), source=source, place=_place(text, _path(data, first))) from error
     except RecursionError as error:
         raise InputError("is nested too deeply", source=source) from error
+
+
+_EXPECTED = {
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+}
+"""What pydantic's kinds of errors mean to somebody who writes YAML."""
 
 
 def _explain(error: Any) -> str:
@@ -145,6 +164,9 @@ def _explain(error: Any) -> str:
         return "no such key"
     if kind == "missing":
         return "this key is missing"
+    if kind in _EXPECTED:
+        shown = type(value).__name__ if isinstance(value, dict | list | tuple) else repr(value)
+        return f"{_EXPECTED[kind]} was expected, got {shown if len(shown) <= 60 else shown[:57] + '…'}"
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = repr(value)
     if len(shown) > 60:
@@ -154,12 +176,27 @@ def _explain(error: Any) -> str:
     return f"{message[:1].lower()}{message[1:]}, got {shown}"
 
 
-def _place(text: str | None, location: Sequence[str | int]) -> str:
+def _path(data: Any, error: Any) -> list[str | int]:
+    """The error's place without the parts that only pydantic knows, such as the branches of a union."""
+    path: list[str | int] = []
+    location = error["loc"]
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        inside = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if (isinstance(data, dict) and part in data) or inside:
+            data = data[part]
+            path.append(part)
+        elif last and error["type"] == "missing":
+            path.append(part)
+    return path
+
+
+def _place(text: str | None, location: Sequence[str | int]) -> str | None:
     path = ""
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     line = _line_of(text, location) if text else None
-    return f"line {line}, {path}" if line and path else f"line {line}" if line else path or "top level"
+    return f"line {line}, {path}" if line and path else f"line {line}" if line else path or None
 
 
 def _line_of(text: str, location: Sequence[str | int]) -> int | None:

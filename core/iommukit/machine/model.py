@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from iommukit.device import DeviceKind
 
@@ -17,7 +17,7 @@ ACS_BITS = ("SV", "TB", "RR", "CR", "UF", "EC", "DT")
 """Access control services: source validation, translation blocking, request and completion redirect, upstream forwarding,
 egress control, direct translated (PCIe 6.12)."""
 
-_ADDRESS = re.compile(r"^(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$")
+_ADDRESS = re.compile(r"^(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$")
 
 
 def _hex_or_int(value: object) -> object:
@@ -25,7 +25,8 @@ def _hex_or_int(value: object) -> object:
         try:
             return int(value, 0)
         except ValueError:
-            raise ValueError(f"a number or a 0x… text was expected, got {value!r}") from None
+            shown = value if len(value) <= 40 else value[:39] + "…"
+            raise ValueError(f"a number or a 0x… text was expected, got {shown!r}") from None
     return value
 
 
@@ -51,6 +52,24 @@ class ReservedSpec(Strict):
         if self.end < self.start:
             raise ValueError(f"end {self.end:#x} lies before start {self.start:#x}")
         return self
+
+
+class Attributes(BaseModel):
+    """The further facts that the core and the shipped vendors know; others are their vendor's to check."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    registers: dict[Number, Number] = Field(default_factory=dict, description="configuration space: value by offset")
+    acs_capability: list[Literal["SV", "TB", "RR", "CR", "UF", "EC", "DT"]] | None = None
+    translation_root: bool = Field(False, description="the bridge translates below itself: aliases end here")
+    pcie_bridge_alias: bool = Field(False, description="the bridge takes over requests as PCI Express bridges do")
+    hid: str | None = Field(None, description="ACPI hardware id")
+    uid: str | int | None = Field(None, description="ACPI unique id")
+    acpi_path: str | None = None
+    compatible: str | list[str] | None = Field(None, description="device tree")
+    bus: str | None = None
+    container: str | None = None
+    dma_coherent: bool = False
 
 
 class DeviceSpec(Strict):
@@ -107,6 +126,17 @@ class DeviceSpec(Strict):
             for bit in value:
                 if bit not in ACS_BITS:
                     raise ValueError(f"no ACS bit {bit!r}; there are {', '.join(ACS_BITS)}")
+        return value
+
+    @field_validator("attributes")
+    @classmethod
+    def _attributes(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            Attributes.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            message = str(first["msg"]).removeprefix("Value error, ")
+            raise ValueError(f"{first['loc'][0]}: {message[:1].lower()}{message[1:]}") from None
         return value
 
     @field_validator("dma_aliases")
@@ -189,6 +219,17 @@ class Machine(Strict):
     devices: tuple[DeviceSpec, ...] = ()
     captured: tuple[CapturedBoot, ...] = ()
     sources: tuple[Source, ...] = ()
+    _source: str | None = PrivateAttr(None)
+
+    @property
+    def source(self) -> str:
+        """Where the machine was read from, for messages: its file, else its name."""
+        return self._source or self.machine
+
+    def read_from(self, source: str) -> Machine:
+        """Note where the machine was read from; returns the machine."""
+        self._source = source
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Machine:

@@ -23,7 +23,7 @@ def load_tables(machine: Machine, folder: Path) -> Machine:
         if not isinstance(raw, str) or raw.startswith(BASE64):
             continue
         path = folder / raw
-        source = f"{machine.machine}, firmware {signature}"
+        source = f"{machine.source}, firmware {signature}"
         if Path(raw).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{raw} lies outside the machine file's folder", source=source)
         try:

@@ -38,7 +38,7 @@ def build_topology(machine: Machine) -> Topology:
     Devices without an address get one: below their parent, or the first free slot of bus 0.  Raises ``InputError`` where a
     parent is no bridge or lies on another segment than its address says.
     """
-    source = machine.machine
+    source = machine.source
     specs = machine.devices
     index = {spec.name: position for position, spec in enumerate(specs)}
     numbers: list[tuple[int, int, int, int] | None] = [spec.pci_numbers() for spec in specs]
@@ -79,7 +79,9 @@ def _secondary_buses(
         above = index[spec.parent]
         if not specs[above].kind.is_bridge:
             kind = specs[above].kind.value
-            raise InputError(f"parent {spec.parent} is no bridge or port but a {kind}", source=source, place=f"devices[{position}]")
+            raise InputError(
+                f"parent {spec.parent} is no bridge or port (its kind is {kind})", source=source, place=f"devices[{position}]"
+            )
         address = numbers[position]
         if address is None:
             continue

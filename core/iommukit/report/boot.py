@@ -175,7 +175,7 @@ def vendors_of(machine: Machine, registry: VendorRegistry) -> list[Vendor]:
     wanted = set(machine.firmware)
     found = [vendor for vendor in registry if wanted <= {known.signature for known in vendor.ops.firmware_formats()}]
     if not found:
-        raise InputError(f"no installed vendor reads {listed(sorted(wanted))}", source=machine.machine, place="firmware")
+        raise InputError(f"no installed vendor reads {listed(sorted(wanted))}", source=machine.source, place="firmware")
     return found
 
 
@@ -188,9 +188,7 @@ def predict(machine: Machine, captured: CapturedBoot, registry: VendorRegistry, 
     if vendor is None:
         possible = vendors_of(machine, registry)
         if len(possible) != 1:
-            raise InputError(
-                f"belongs to no vendor in particular: {listed(each.name for each in possible)}", source=machine.machine
-            )
+            raise InputError(f"belongs to no vendor in particular: {listed(each.name for each in possible)}", source=machine.source)
         vendor = possible[0]
     kernel = get_kernel(captured.kernel)
 
@@ -330,7 +328,7 @@ def _check_parts(machine: Machine, observed: Observed) -> None:
     for part in observed.differs:
         if part not in PARTS:
             raise InputError(
-                f"no part {part!r}; there are {listed(PARTS)}", source=machine.machine, place="captured.observed.differs"
+                f"no part {part!r}; there are {listed(PARTS)}", source=machine.source, place="captured.observed.differs"
             )
 
 

@@ -86,5 +86,5 @@ def boot_all(
                 boots.stopped[vendor.name] = crash(error)
     if not (boots.predictions or boots.stopped):
         reasons = "; ".join(f"{vendor}: {reason}" for vendor, reason in boots.not_applicable.items())
-        raise InputError(f"no vendor can realise it ({reasons})", source=boots.machine.machine)
+        raise InputError(f"no vendor can realise it ({reasons})", source=boots.machine.source)
     return boots

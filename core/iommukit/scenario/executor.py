@@ -139,7 +139,7 @@ def _release(run: Run, arguments: Any) -> None:
     owner = run.owners.setdefault(arguments.owner, object())
     if group.owner is not owner:
         raise IommuError("EINVAL", f"{arguments.owner} does not own the group")
-    run.kernel.release(run.system, group, owner)
+    run.kernel.release(run.system, group)
 
 
 def _remove(run: Run, arguments: Any) -> None:

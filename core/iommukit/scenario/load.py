@@ -95,7 +95,7 @@ def _load_machine_file(path: Path, changed: int) -> Machine:
     documents = parse_documents(text, str(path))
     if len(documents) != 1:
         raise InputError(f"one machine was expected, not {len(documents)} documents", source=str(path))
-    machine = validate_document(Machine, documents[0], text=text, source=str(path))
+    machine = validate_document(Machine, documents[0], text=text, source=str(path)).read_from(str(path))
     return load_tables(machine, path.parent)
 
 
@@ -160,8 +160,10 @@ def load_scenario(document: Any, *, source: str, folder: Path | None = None, tex
     try:
         if isinstance(machine, str):
             machine = load_machine(machine, folder)
-        elif folder is not None:
-            machine = load_tables(machine, folder)
+        else:
+            machine = machine.read_from(source)
+            if folder is not None:
+                machine = load_tables(machine, folder)
     except InputError as error:
         raise InputError(str(error), source=source, place="machine") from error
     scenario = scenario.model_copy(update={"machine": machine})

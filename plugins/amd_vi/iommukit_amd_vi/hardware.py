@@ -94,14 +94,14 @@ def read_hardware(machine: Machine) -> Hardware:
     """The machine's ``hardware``.  Raises ``InputError`` for a value that cannot be."""
     if not machine.hardware:
         return _NOTHING
-    return validate_document(Hardware, dict(machine.hardware), text=None, source=f"{machine.machine}, hardware")
+    return validate_document(Hardware, dict(machine.hardware), text=None, source=f"{machine.source}, hardware")
 
 
 def check_units(hardware: Hardware, found: int, machine: Machine) -> None:
     """Raise ``InputError`` where more IOMMUs are described than the machine has."""
     if len(hardware.units) > found:
         message = f"{len(hardware.units)} IOMMUs are described, the machine has {found}"
-        raise InputError(message, source=f"{machine.machine}, hardware", place="units")
+        raise InputError(message, source=f"{machine.source}, hardware", place="units")
 
 
 _NOTHING = Hardware()

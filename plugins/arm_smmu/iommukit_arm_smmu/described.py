@@ -172,14 +172,14 @@ def _platform_ids(machine: Machine, sid_bits: int, taken: set[int]) -> dict[str,
     written: dict[str, tuple[int, ...]] = {}
     for index, spec in enumerate(machine.devices):
         if "stream_ids" in spec.attributes:
-            written[spec.name] = _stream_ids(spec.attributes["stream_ids"], machine.machine, index)
+            written[spec.name] = _stream_ids(spec.attributes["stream_ids"], machine.source, index)
     taken = taken.union(*({packed & 0xFFFF for packed in ids} for ids in written.values()))
     free = (sid for sid in range((1 << sid_bits) - 1, -1, -1) if sid not in taken)
     for spec in machine.devices:
         if not spec.kind.is_pci and spec.name not in written:
             sid = next(free, None)
             if sid is None:
-                raise InputError("no stream id is left", source=machine.machine, place=f"device {spec.name}")
+                raise InputError("no stream id is left", source=machine.source, place=f"device {spec.name}")
             written[spec.name] = (sid,)
     return written
 

@@ -27,7 +27,7 @@ def _facts(node: Smmu | SmmuV3, index: int) -> UnitFacts:
 
 def _reject_contradictions(machine: Machine, hardware: Hardware, versions: set[int]) -> None:
     """What the table says cannot be said again in another way."""
-    source = machine.machine
+    source = machine.source
     for key in ("base", "coherent_walk"):
         if key in machine.hardware:
             raise InputError("the IORT says this of each SMMU", source=source, place=f"hardware.{key}")

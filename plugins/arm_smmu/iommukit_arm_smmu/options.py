@@ -60,7 +60,7 @@ def read_hardware(machine: Machine) -> Hardware:
 
     Raises ``InputError`` for a value that cannot be, ``NotApplicable`` for an option of the other architecture version.
     """
-    hardware = validate_document(Hardware, machine.hardware, text=None, source=f"{machine.machine}: hardware")
+    hardware = validate_document(Hardware, machine.hardware, text=None, source=f"{machine.source}: hardware")
     for key in _V2_ONLY if hardware.version == 3 else _V3_ONLY:
         if getattr(hardware, key) != Hardware.model_fields[key].get_default():
             raise NotApplicable(f"SMMUv{hardware.version} has no {key}")

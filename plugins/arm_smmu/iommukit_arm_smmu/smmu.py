@@ -126,9 +126,8 @@ def start_units(description: Description, hardware: Hardware, boot: BootState) -
         else:
             streams = StreamMap(hardware.mapping_groups, description.sid_bits, _grouped if at_bind else _present)
         smmu = Smmu(facts, hardware, description, streams, domains)
-        lines = smmu.lines(boot.era)
-        boot.log.extend(lines)
-        units.append(Unit(facts.name, VENDOR, probes_at_bind=at_bind, log=lines, state=smmu))
+        boot.log.extend(smmu.lines(boot.era))
+        units.append(Unit(facts.name, VENDOR, probes_at_bind=at_bind, state=smmu))
     return units
 
 

@@ -102,10 +102,10 @@ def read_hardware(machine: Machine) -> VtdHardware:
         message = str(first["msg"]).removeprefix("Value error, ")
         if first["type"] != "value_error":
             message = f"{message[:1].lower()}{message[1:]}, got {str(first['input'])[:60]!r}"
-        raise InputError(message, source=machine.machine, place=place) from error
+        raise InputError(message, source=machine.source, place=place) from error
     if "DMAR" in machine.firmware:
         for name in FROM_TABLE:
             if getattr(hardware, name) is not None:
                 message = "the machine's DMAR table says that already"
-                raise InputError(message, source=machine.machine, place=f"hardware.{name}")
+                raise InputError(message, source=machine.source, place=f"hardware.{name}")
     return hardware

@@ -86,7 +86,7 @@ def _words(machine: Machine, table: Dmar, hardware: VtdHardware) -> list[Capabil
         return [hardware.apply(Capabilities().with_width(width))] * count
     if len(hardware.units) != count:
         message = f"{len(hardware.units)} units are described, but there are {count}"
-        raise InputError(message, source=machine.machine, place="hardware.units")
+        raise InputError(message, source=machine.source, place="hardware.units")
     return [hardware.apply(unit.capabilities()) for unit in hardware.units]
 
 

@@ -163,16 +163,16 @@ def find_functions(machine: Machine, *, factor: int, era: Era) -> list[Function]
     device that the CLP configuration does not have.
     """
     configuration: ClpConfiguration | None = machine.firmware.get(CLP.signature)
-    hardware = validate_document(Hardware, machine.hardware, text=None, source=f"{machine.machine}: hardware")
+    hardware = validate_document(Hardware, machine.hardware, text=None, source=f"{machine.source}: hardware")
     defaults = hardware.model_dump(exclude={"memory_size"})
     aperture = (hardware.memory_size * factor & UNBOUNDED) if factor else UNBOUNDED
     domains = StaticDomains.fresh()
     functions: list[Function] = []
     for spec in _function_specs(machine.devices):
         own = {key: value for key, value in spec.attributes.items() if key in Identified.model_fields}
-        answers = clp_attributes(configuration, spec, machine.machine) if configuration else {}
+        answers = clp_attributes(configuration, spec, machine.source) if configuration else {}
         known = {"fid": len(functions) + 1, **defaults, **answers, **own}
-        source = f"{machine.machine}: {spec.name}: attributes"
+        source = f"{machine.source}: {spec.name}: attributes"
         facts = validate_document(Identified, known, text=None, source=source)
         function = Function(name=spec.name, aperture=aperture, domains=domains, **facts.model_dump())
         if era < Era.V7_2:
