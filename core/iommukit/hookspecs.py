@@ -41,11 +41,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class VendorDeclaration:
     """What a vendor says of itself.
 
-    ``arch``: the machine files' architectures that it exists on.  ``capabilities``: names from ``CAPABILITIES`` that hold
-    for at least one modelled release.  ``hardware_options``: the keys of a machine's ``hardware`` mapping that it
-    understands, each with one line of explanation; a machine that asks for another key is not this vendor's.
-    ``expected_failures``: rules that the driver knowingly breaks, each with the reason; a case of such a rule that passes is
-    a failure.
+    ``arch``: the machine files' architectures that it exists on (``x86_64``, ``aarch64``, ``s390x``, ``riscv64``).
+    ``capabilities``: names from ``CAPABILITIES`` that hold for at least one modelled release.  ``hardware_options``: the keys of a
+    machine's ``hardware`` mapping that it understands, each with one line of explanation; a machine that asks for another key is
+    not this vendor's.  ``expected_failures``: rules that the driver knowingly breaks, each with the reason; a case of such a rule
+    that passes is a failure.
     """
 
     title: str
@@ -59,7 +59,7 @@ CAPABILITIES: Mapping[str, str] = {
     "identity": "offers identity domains",
     "lazy": "supports a flush queue",
     "pci": "translates for PCI functions behind ports and bridges",
-    "trust": "its platform marks external-facing ports, so that devices can be untrusted",
+    "trust": "its platform marks external-facing ports, so that devices can be untrusted (from 6.1.192 on: x86_64 only)",
     "identity-required": "has a device that requires identity (example_device('identity-required'))",
     "strict-required": "has a device that requires translated DMA (example_device('strict-required'))",
     "lazy-preferred": "has a device that prefers a flush queue (example_device('lazy-preferred'))",
@@ -160,7 +160,8 @@ class VendorSpec:
     def discover(self, machine: Machine, boot: BootState) -> Sequence[Unit]:  # type: ignore[empty-body]
         """Find the IOMMUs of a machine, from its firmware tables or, where it carries none, from its hardware options.
 
-        Called when: after the policy lines (``rootfs_initcall``).
+        Called when: after the policy lines (``rootfs_initcall``); with ``boot.no_iommu`` (``iommu=off``) too, to be answered with no
+        unit.
         Arguments: ``machine``; ``boot``, which takes late changes (``set_dma_strict()``, ``set_default_passthrough()``) and
         log lines, and holds what the options asked for.
         Returns: the units in the order in which they register; empty where DMA remapping stays off.
@@ -209,7 +210,8 @@ class VendorSpec:
         """Finish a device's probe after its group has its domain.
 
         Called when: after attaching, and after a change of the group's type.
-        Returns: nothing.  Before 6.12 a driver sets up the DMA API here (``iommu_setup_dma_ops``); later the core does.
+        Returns: nothing.  Before 6.12 every driver but arm64's sets up the DMA API here (``iommu_setup_dma_ops`` of
+        ``iommukit.dma.setup``); without it mapping calls bypass the domain.  Later the core does it.
         Errors: none.
         Linux counterpart: ``iommu_ops.probe_finalize``.
         """
@@ -219,7 +221,7 @@ class VendorSpec:
         """Forget a device.
 
         Called when: it leaves the system.
-        Returns: nothing.  The driver detaches it from its domain.
+        Returns: nothing.  The driver detaches it from its domain; the core clears ``device.attached`` afterwards.
         Errors: none.
         Linux counterpart: ``iommu_ops.release_device``.
         """
@@ -240,7 +242,8 @@ class VendorSpec:
         """List the device's reserved regions (bytes, inclusive).
 
         Called when: direct mappings are made, IOVA space is reserved, or ``reserved_regions`` is read.
-        Returns: regions in any order, overlapping or not.  Default: none.
+        Returns: regions in any order, overlapping or not, among them ``device.facts.reserved``: what the machine file reserves is
+        reported, or the machine is refused with ``NotApplicable`` from ``discover``.  Default: none.
         Errors: none.
         Linux counterpart: ``iommu_ops.get_resv_regions``.
         """
@@ -264,7 +267,8 @@ class VendorSpec:
         Called when: a group's type is decided: at boot, when a device joins, when root writes ``type``.
         Returns: ``IDENTITY`` or ``STRICT`` where the device cannot work otherwise; ``ANY`` for no opinion (the default).  ``LAZY``
         is a wish: the posted patch and a 6.1 core take it for a requirement, ``rfc`` for a preference that ranks below the command
-        line.  The core knows of untrusted devices itself.
+        line.  The core knows of untrusted devices itself.  Implement it even to answer ``ANY``: ``rfc-unconverted``
+        misreads answers, and has nothing to misread without one.
         Errors: none.
         Linux counterpart: ``iommu_ops.def_domain_type`` (0, IDENTITY, DMA, DMA_FQ).
         """
@@ -344,7 +348,7 @@ class VendorSpec:
         Linux counterpart: ``release_domain``; ``set_dev_pasid`` of the blocked domain.
         """
 
-    # ---- page tables: specified here, work in bulk -------------------------------------------------------------------
+    # ---- page tables and TLB: specified here, in bulk; nothing calls them before vendors model their hardware ---------
 
     @hookspec(firstresult=True)
     def map_pages(self, domain: Domain, iova: int, paddr: int, pgsize: int, pgcount: int, prot: int) -> int:  # type: ignore[empty-body]
@@ -378,8 +382,6 @@ class VendorSpec:
         Errors: none.
         Linux counterpart: ``iommu_domain_ops.iova_to_phys``.
         """
-
-    # ---- TLB ---------------------------------------------------------------------------------------------------------
 
     @hookspec(firstresult=True)
     def flush_iotlb_all(self, domain: Domain) -> None:

@@ -48,7 +48,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "html-folder": (("matrix", "--html", "hollow"), "hollow is a folder"),
     "html-nowhere": (("matrix", "--html", "nowhere/m.html"), "there is no folder nowhere"),
     "two-stdouts": (("matrix", "--json", "-", "--html", "-"), "cannot share standard output"),
-    "not-realisable": (("boot", "zpci.yaml"), "zpci.yaml: no vendor can realise it (plain: plain does not exist on s390x; toy: toy"),
+    "not-realisable": (
+        ("boot", "zpci.yaml"),
+        "zpci.yaml: no vendor can realise it (plain: plain does not exist on s390x; ",
+    ),
     "no-kconfig": (("boot", "card", "--kconfig", "soft"), "'soft' is not one of"),
     "endless-cmdline": (("boot", "card", "--cmdline", "x" * 5000), "boot: cmdline: string should have at most 4096 characters"),
 }

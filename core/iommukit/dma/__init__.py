@@ -1,1 +1,1 @@
-"""The DMA API over a domain: set-up, addresses, flush queues."""
+"""The DMA API over a domain."""

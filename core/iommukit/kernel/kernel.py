@@ -12,7 +12,7 @@ from iommukit.group import Group
 from iommukit.kernel.boot import SystemDefault
 from iommukit.kernel.system import System
 from iommukit.kernel.trust import TrustRule
-from iommukit.policy import DmaApiPolicy, Era
+from iommukit.policy import SYSFS_POLICY, DmaApiPolicy, Era
 
 DRIVERS_MANAGING_DMA = frozenset({"pcieport", "pci-stub", "vfio-pci", "vfio-platform", "vfio-fsl-mc", "mlx5-vfio-pci"})
 """Drivers with ``driver_managed_dma``: bound, they do not count as users of the DMA API."""
@@ -21,12 +21,9 @@ HOST_BRIDGE = 0x0600
 """Base class and subclass of host bridges: no driver ever binds to one."""
 
 KEYWORDS: dict[str, DomainType | None] = {
-    "identity": DomainType.IDENTITY,
-    "DMA": DomainType.DMA,
-    "DMA-FQ": DomainType.DMA_FQ,
-    "auto": None,
+    keyword: next((kind for kind in DomainType if kind.sysfs == keyword), None) for keyword in SYSFS_POLICY
 }
-"""What may be written to ``type``."""
+"""What may be written to ``type``, as domain types; ``auto`` is none."""
 
 
 class Kernel:

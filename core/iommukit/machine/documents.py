@@ -164,6 +164,9 @@ def _explain(error: Any) -> str:
         return "no such key"
     if kind == "missing":
         return "this key is missing"
+    if kind in ("less_than_equal", "greater_than_equal"):
+        (limit,) = error["ctx"].values()
+        return f"{'at most' if kind.startswith('less') else 'at least'} {limit} was expected, got {str(value)[:40]}"
     if kind in _EXPECTED:
         shown = type(value).__name__ if isinstance(value, dict | list | tuple) else repr(value)
         return f"{_EXPECTED[kind]} was expected, got {shown if len(shown) <= 60 else shown[:57] + '…'}"

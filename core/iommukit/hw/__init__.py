@@ -1,1 +1,0 @@
-"""What hardware models are made of."""
