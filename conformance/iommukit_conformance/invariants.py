@@ -308,9 +308,8 @@ def _direct_regions(moment: Moment) -> Findings:
 
 
 def _is_kdump(system: System) -> bool:
-    """The machine file, or a table in it, may say that translation is on before the kernel starts."""
-    said = any("pre_enabled" in name and value for name, value in system.machine.hardware.items())
-    return said or bool(system.machine.firmware)
+    """Whether the machine file says that translation is on before the kernel starts."""
+    return any("pre_enabled" in name and value for name, value in system.machine.hardware.items())
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------

@@ -92,6 +92,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[WANTED] = option.matrix_json.absolute()
         if not config.stash[WANTED].parent.is_dir():
             raise pytest.UsageError(f"--matrix-json {option.matrix_json}: no such folder")
+        if config.stash[WANTED].is_dir():
+            raise pytest.UsageError(f"--matrix-json {option.matrix_json}: is a folder; the name of a file was expected")
     config.stash[SESSION] = Session(selection, disputed)
     config.stash[MATRIX] = Matrix()
 

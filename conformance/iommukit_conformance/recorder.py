@@ -6,15 +6,17 @@ It stands around the vendors of a registry, as a tracer would, and notes what it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from iommukit.device import Device, Unit
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import InputError, IommuError, NotApplicable
 from iommukit.group import Group
-from iommukit.hookspecs import FlushQueueOptions, hookimpl
+from iommukit.hookspecs import ExampleDevice, FlushQueueOptions, hookimpl
 from iommukit.kernel.boot import BootState
+from iommukit.kernel.cmdline import KernelOption
+from iommukit.machine.acpi import TableFormat
 from iommukit.policy import DmaApiPolicy
 from iommukit.regions import RegionType, ReservedRegion
 from iommukit_conformance.case import CRASH_RULE, Finding
@@ -31,8 +33,17 @@ ANSWERS: dict[str, tuple[str, type, str]] = {
     "domain_alloc": ("DRV-30", Domain, "a domain or None"),
     "device_group": ("DRV-60", Group, "a group"),
     "probe_device": ("DRV-10", Unit, "a unit or None"),
+    "example_device": ("DRV-23", ExampleDevice, "an ExampleDevice or None"),
 }
 """The rule that a hook's answer belongs to, and what it must be.  ``None`` is the default everywhere."""
+
+LISTS: dict[str, tuple[str, type, str]] = {
+    "discover": ("DRV-07", Unit, "Units"),
+    "kernel_options": ("DRV-07", KernelOption, "KernelOptions"),
+    "firmware_formats": ("DRV-07", TableFormat, "TableFormats"),
+    "get_resv_regions": ("DRV-50", ReservedRegion, "ReservedRegions"),
+}
+"""Hooks that answer a sequence: the rule, what each member must be, and what such members are called."""
 
 MAY_REFUSE = frozenset({"probe_device", "device_group", "flush_queue_options", "domain_alloc", "attach_dev"})
 """Hooks that may raise ``IommuError``."""
@@ -42,6 +53,7 @@ MAY_ATTACH = frozenset({"attach_dev", "set_dev_blocked", "release_device"})
 
 HEARD: dict[str, str | None] = {
     CRASH_RULE: None,
+    "DRV-07": None,
     "DRV-10": "probe_device",
     "DRV-15": None,
     "DRV-17": None,
@@ -143,7 +155,28 @@ class Recorder:
             self.checked[rule] += 1
             if not isinstance(answer, kind):
                 self.note(rule, f"{hook}({subject}) answered {repr(answer)[:80]}, not {wanted}")
+        if hook in LISTS and answer is not None:
+            rule, kind, wanted = LISTS[hook]
+            fine = _is_list(answer) and all(isinstance(member, kind) for member in answer)
+            self.check(rule, fine, f"{hook}({subject}) answered {repr(answer)[:80]}, not a sequence of {wanted}")
         return answer
+
+    # ---- hooks of no device --------------------------------------------------------------------------------------------
+
+    @hookimpl(wrapper=True)
+    def firmware_formats(self) -> Wrapper:
+        """A sequence."""
+        return (yield from self._watch("firmware_formats", ""))
+
+    @hookimpl(wrapper=True)
+    def kernel_options(self, boot: BootState) -> Wrapper:
+        """A sequence."""
+        return (yield from self._watch("kernel_options", boot.arch))
+
+    @hookimpl(wrapper=True)
+    def example_device(self, role: str, boot: BootState) -> Wrapper:
+        """An example, or none."""
+        return (yield from self._watch("example_device", role))
 
     # ---- hooks of a device that answer plainly -----------------------------------------------------------------------
 
@@ -187,7 +220,7 @@ class Recorder:
         """Units with names of their own; the last moment at which a driver may change the system's default."""
         units = yield from self._watch("discover", machine.machine)
         self._default = boot.default.passthrough(), boot.default.strict
-        names = [unit.name for unit in units or ()]
+        names = [unit.name for unit in _members(units, Unit)]
         self.check("DRV-06", len(set(names)) == len(names), f"discover({machine.machine}): two units have one name: {names}")
         return units
 
@@ -212,14 +245,11 @@ class Recorder:
     def get_resv_regions(self, device: Device) -> Wrapper:
         """Well-formed regions; direct ones are the same each time, others may depend on what is attached."""
         regions = yield from self._watch("get_resv_regions", device.label, device)
-        for region in regions or ():
-            fine = (
-                isinstance(region, ReservedRegion)
-                and isinstance(region.type, RegionType)
-                and 0 <= region.start <= region.end <= LAST
-            )
+        known = _members(regions, ReservedRegion)
+        for region in known:
+            fine = isinstance(region.type, RegionType) and 0 <= region.start <= region.end <= LAST
             self.check("DRV-50", fine, f"get_resv_regions({device.label}) answered {_region(region)}")
-        direct = {_region(region) for region in regions or () if isinstance(region, ReservedRegion) and region.type.is_direct}
+        direct = {_region(region) for region in known if isinstance(region.type, RegionType) and region.type.is_direct}
         self._same("DRV-53", "get_resv_regions", device, direct)
         return regions
 
@@ -300,6 +330,16 @@ def _core_state(device: Device, hook: str) -> tuple[Any, ...]:
         None if hook == "probe_finalize" else device.dma_ops,
         None if hook in MAY_ATTACH else device.attached,
     )
+
+
+def _is_list(answer: Any) -> bool:
+    """Whether an answer can be gone through as often as wanted; a text is one thing, not many."""
+    return isinstance(answer, Sequence) and not isinstance(answer, str | bytes)
+
+
+def _members(answer: Any, kind: type) -> list[Any]:
+    """The members of a list that are what they should be."""
+    return [member for member in answer if isinstance(member, kind)] if _is_list(answer) else []
 
 
 def _shown(answer: Any) -> str:

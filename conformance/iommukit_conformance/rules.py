@@ -19,7 +19,8 @@ class Rule:
 RULES: dict[str, Rule] = {
     # ---- declaration and behaviour as a whole
     "DRV-01": Rule(
-        "A vendor declares architectures, capabilities, options and expected failures that exist.",
+        "A vendor declares what exists, each in its form: architectures as a tuple (of x86_64, aarch64, s390x, riscv64),"
+        " capabilities as a set, hardware options and expected failures as mappings to a text.",
         "A misspelt capability silently turns cases off.",
     ),
     "DRV-02": Rule(
@@ -41,6 +42,11 @@ RULES: dict[str, Rule] = {
     "DRV-06": Rule(
         "An ordinary machine boots: it has units with names of their own, and its device a group.",
         "Everything else is built on it.",
+    ),
+    "DRV-07": Rule(
+        "A hook that lists things answers a sequence of them: Units, KernelOptions, firmware formats; an option's apply takes the"
+        " value and the boot state, and yields OptionReports.",
+        "The core goes through what it is given, and falls over anything else.",
     ),
     # ---- units and devices
     "DRV-10": Rule(

@@ -9,6 +9,7 @@ from iommukit.kernel.profiles import DEFAULT, get_kernel
 from iommukit.scenario.result import Outcome
 from iommukit.vendors import VendorRegistry
 from iommukit_conformance.case import Case, Finding, HarnessFault, Scope, Stage, Verdict, decide
+from iommukit_conformance.declared import malformed
 from iommukit_conformance.lab import Bench, Lab
 from iommukit_conformance.reference import NAME, Reference
 from iommukit_conformance.selection import Selection
@@ -51,6 +52,11 @@ class Session:
             if case.stage is Stage.SMOKE:
                 return Verdict(Outcome.FAIL, "", (Finding("DRV-06", self.selection.broken[vendor]),))
             return Verdict(Outcome.UNDECIDED, f"{vendor} cannot be loaded")
+        wrong = next(malformed(self.selection.registry.get(vendor).declaration), "")
+        if wrong:
+            if case.stage is Stage.SMOKE or case.rule == "DRV-01":
+                return Verdict(Outcome.FAIL, "", (Finding("DRV-01", wrong),))
+            return Verdict(Outcome.UNDECIDED, f"{vendor} cannot be examined: {wrong}")
         lab = self.lab(vendor, kernel)
         if case.stage is not Stage.SMOKE:
             trouble = self.smoke(vendor, kernel)

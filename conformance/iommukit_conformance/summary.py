@@ -61,9 +61,13 @@ class Matrix:
         return any(row["vendor"] != SUITE and row["outcome"] in meant for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """The matrix as data: ``counts[vendor][kernel][outcome]``, all ``cases``, and ``faults`` of the suite itself."""
-        rows = sorted(self.rows, key=lambda row: (row["vendor"], row["kernel"], row["stage"], row["case"]))
-        return {"format": "iommukit-matrix-1", "faults": self.faults(), "counts": self.counts(), "cases": rows}
+        """The matrix as data: ``counts[vendor][kernel][outcome]``, all ``cases``, and ``faults`` of the suite itself.
+
+        The order is the names', whatever order the cases were run in.
+        """
+        ordered = Matrix()
+        ordered.rows = sorted(self.rows, key=lambda row: tuple(row[key] for key in ("vendor", "kernel", "stage", "case", "title")))
+        return {"format": "iommukit-matrix-1", "faults": ordered.faults(), "counts": ordered.counts(), "cases": ordered.rows}
 
     def write(self, path: Path) -> None:
         """Write the matrix; the file is there whole or not at all.  Raises ``InputError``."""

@@ -6,9 +6,11 @@ examined any further.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterable, Sequence
 
 from iommukit.errors import InputError
+from iommukit.kernel.cmdline import KernelOption, OptionReport
 from iommukit.kernel.profiles import PROFILES, STABLE
 from iommukit.scenario.model import ANY_KERNEL
 from iommukit_conformance.case import Case, CaseList, Finding, Findings, Scope, Stage, case, hold
@@ -25,7 +27,9 @@ HOOKS_OF_A_DEVICE = (
     "get_resv_regions",
     "is_attach_deferred",
 )
-ANSWERS_TO_ALL = ("DRV-02", "DRV-10", "DRV-17", "DRV-20", "DRV-50", "DRV-60")
+ROLES = ("identity-required", "strict-required", "lazy-preferred", "no-lazy", "direct-region", "relaxable-region")
+
+ANSWERS_TO_ALL = ("DRV-02", "DRV-10", "DRV-07", "DRV-17", "DRV-20", "DRV-50", "DRV-60")
 """Rules of which a breach means that a hook is unusable."""
 
 
@@ -107,6 +111,51 @@ def test_every_hook_answers(lab: Lab) -> Findings:
     lab.ops.capable(device=device, capability="cache_coherency")
     yield None
     yield from _unusable(lab)
+
+
+@case("DRV-07", stage=Stage.SMOKE)
+def test_what_a_vendor_lists_can_be_used(lab: Lab) -> Findings:
+    """Firmware formats, options, and an example for each role; the recorder looks at the answers."""
+    yield None
+    state = lab.boot_state()
+    lab.ops.firmware_formats()
+    for role in ROLES:
+        lab.ops.example_device(role=role, boot=state)
+    options = lab.ops.kernel_options(boot=state)
+    found = [finding for finding in lab.recorder.findings if finding.rule in ("DRV-07", "DRV-23")]
+    yield from found
+    for option in () if found else options or ():
+        yield from _readers(lab, option)
+
+
+def _readers(lab: Lab, option: KernelOption) -> Findings:
+    """An option's reader, given no value and a word that it does not know."""
+    for value in (None, "no-such-word"):
+        state = lab.boot_state()
+        call = f"apply({value!r}, boot) of the option {option.name}"
+        if not _takes(option.apply, value, state):
+            yield f"{call}: it must take the value and the boot state"
+            return
+        answer: object = option.apply(value, state)
+        if not isinstance(answer, Iterable) or isinstance(answer, str):
+            yield f"{call} answered {answer!r:.80}, not OptionReports"
+            return
+        for report in answer:
+            yield hold(isinstance(report, OptionReport), f"{call} yielded {report!r:.80}, not an OptionReport")
+
+
+def _takes(function: object, *arguments: object) -> bool:
+    if not callable(function):
+        return False
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return True  # Written in C, and nobody knows.
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def _unusable(lab: Lab) -> Sequence[Finding]:

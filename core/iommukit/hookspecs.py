@@ -160,8 +160,8 @@ class VendorSpec:
     def discover(self, machine: Machine, boot: BootState) -> Sequence[Unit]:  # type: ignore[empty-body]
         """Find the IOMMUs of a machine, from its firmware tables or, where it carries none, from its hardware options.
 
-        Called when: after the policy lines (``rootfs_initcall``); with ``boot.no_iommu`` (``iommu=off``) too, to be answered with no
-        unit.
+        Called when: after the policy lines (``rootfs_initcall``), under ``boot.no_iommu`` (``iommu=off``) too, where it
+        answers no unit.
         Arguments: ``machine``; ``boot``, which takes late changes (``set_dma_strict()``, ``set_default_passthrough()``) and
         log lines, and holds what the options asked for.
         Returns: the units in the order in which they register; empty where DMA remapping stays off.

@@ -40,6 +40,16 @@ def test_counts_are_complete() -> None:
     }
 
 
+def test_the_order_of_arrival_does_not_show() -> None:
+    rows = [
+        row("PASS"),
+        row("UNDECIDED", "6.1", reason="the model crashed", fault=True),
+        row("FAIL", "6.1", "zeta", findings=FOUND),
+        row("UNDECIDED", "7.2", reason="another crash", fault=True),
+    ]
+    assert json.dumps(matrix_of(*rows).to_json()) == json.dumps(matrix_of(*reversed(rows)).to_json())
+
+
 def test_a_failure_under_several_kernels_is_told_once() -> None:
     matrix = matrix_of(
         row("FAIL", "rfc", findings=FOUND), row("FAIL", "6.1", findings=FOUND), row("FAIL", "7.2", findings=FOUND[:1])

@@ -137,6 +137,7 @@ def test_an_expected_failure_is_strict(run, tmp_path: Path) -> None:
         ("--kernel=2.6", "no kernel '2.6'; there are rfc, "),
         ("--vendor-plugin=nobody", "--vendor-plugin nobody: no module 'nobody'"),
         ("--matrix-json=nowhere/m.json", "--matrix-json nowhere/m.json: no such folder"),
+        ("--matrix-json=.", "--matrix-json .: is a folder; the name of a file was expected"),
         ("--disputed=nothing.yaml", "nothing.yaml: cannot be read: No such file or directory"),
     ],
 )

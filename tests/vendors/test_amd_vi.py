@@ -966,7 +966,7 @@ def test_an_unknown_register_is_not_shown():
 @pytest.mark.parametrize(
     ("hardware", "message"),
     [
-        ({"hats": 4}, "m, hardware: hats: input should be less than or equal to 3, got 4"),
+        ({"hats": 4}, "m, hardware: hats: at most 3 was expected, got 4"),
         ({"efr": "0xzz"}, "m, hardware: efr: a number or a 0x… text was expected, got '0xzz'"),
         ({"units": [{"cap": 1}]}, "m, hardware: units[0].cap: no such key"),
         ({"units": [{}, {}]}, "m, hardware: units: 2 IOMMUs are described, the machine has 1"),

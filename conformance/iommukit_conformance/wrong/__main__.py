@@ -38,7 +38,7 @@ def main() -> int:
     console.print(table(judged))
     for name, ran in control:
         findings = "; ".join(str(finding) for finding in ran.verdict.findings)
-        console.print(f"{name}? It fails {ran.case.name} under {ran.kernel}: {findings}", style="red", markup=False)
+        console.print(f"{name}: not so, by {ran.case.name} under {ran.kernel}: {findings}", style="red", markup=False)
     missed = [each for each in judged if not each.named]
     for each in missed:
         others = f"only rejected by {', '.join(each.others)}" if each.others else "accepted"

@@ -10,9 +10,10 @@ from iommukit.device import Device, Unit
 from iommukit.domain import Domain, DomainType
 from iommukit.hookspecs import hookimpl
 from iommukit.kernel.boot import BootState
+from iommukit.kernel.cmdline import KernelOption, Stage
 from iommukit.machine.acpi import AcpiFormat, TableFormat
 from iommukit.machine.model import Machine
-from iommukit_conformance.reference import NAME, OFF, ReferenceUnit
+from iommukit_conformance.reference import NAME, OFF, OPTION, ReferenceUnit
 from iommukit_conformance.reference_table import Toyt
 from iommukit_conformance.wrong.base import Wrong
 
@@ -42,6 +43,31 @@ class OnAlthoughOff(Wrong):
         if boot.options.get(OFF):
             return ()
         return (Unit("reference0", NAME, state=ReferenceUnit(True, machine.firmware.get("TOYT"))),)
+
+
+class OneUnitForASequence(Wrong):
+    """There is only one, after all."""
+
+    mistake = "It answers its only unit where a sequence of units was asked for."
+    rule = "DRV-07"
+
+    @hookimpl
+    def discover(self, machine: Machine, boot: BootState) -> Any:
+        """Nobody can go through a unit."""
+        return next(iter(super().discover(machine, boot)), ())
+
+
+class SilentReader(Wrong):
+    """Does its work and says nothing."""
+
+    mistake = "Its option's reader reports nothing, not even an empty sequence."
+    rule = "DRV-07"
+
+    @hookimpl
+    def kernel_options(self, boot: BootState) -> Sequence[KernelOption]:
+        """One option whose reader answers None."""
+        silent: Any = lambda value, boot: None  # noqa: E731
+        return (KernelOption(OPTION, Stage.SETUP, silent, "a word that is read in silence"),)
 
 
 class TwoUnitsOfOneName(Wrong):

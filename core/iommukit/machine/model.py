@@ -57,7 +57,7 @@ class ReservedSpec(Strict):
 class Attributes(BaseModel):
     """The further facts that the core and the shipped vendors know; others are their vendor's to check."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow")
 
     registers: dict[Number, Number] = Field(default_factory=dict, description="configuration space: value by offset")
     acs_capability: list[Literal["SV", "TB", "RR", "CR", "UF", "EC", "DT"]] | None = None
