@@ -11,7 +11,7 @@ from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.profiles import PROFILES
 from iommukit.scenario.result import Outcome
 from iommukit.vendors import VendorRegistry
-from iommukit_conformance.case import EVERY, Case, CaseList, Scope, Verdict, decide
+from iommukit_conformance.case import EVERY, Case, CaseList, HarnessFault, Scope, Stage, Verdict, decide
 from iommukit_conformance.lab import Bench
 
 MODULES = (
@@ -68,7 +68,7 @@ def run_vendor(
 ) -> list[Ran]:
     """Run every chosen case that fits against one vendor, whatever the smoke cases say; stop after ``enough`` failures.
 
-    Raises ``HarnessFault``.
+    Raises ``HarnessFault``, unless a smoke case has failed before.
     """
     bench = Bench(registry)
     done: list[Ran] = []
@@ -82,7 +82,12 @@ def run_vendor(
             if case.scope is Scope.VENDOR and not first:
                 continue
             shown = EVERY if case.scope is Scope.VENDOR else kernel.name
-            done.append(Ran(case, shown, decide(case, lab, enough=enough)))
+            try:
+                done.append(Ran(case, shown, decide(case, lab, enough=enough)))
+            except HarnessFault:
+                if not any(ran.case.stage is Stage.SMOKE for ran in failures(done)):
+                    raise
+                continue  # A driver that fails its smoke test gives the core what it cannot work with.
             if enough and done[-1].verdict.outcome is Outcome.FAIL:
                 return done
         first = False

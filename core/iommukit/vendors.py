@@ -16,11 +16,11 @@ import pluggy
 
 from iommukit.errors import InputError
 from iommukit.hookspecs import CAPABILITIES, PROJECT, FlushQueueOptions, VendorDeclaration, VendorSpec
+from iommukit.kernel.cmdline import KernelOption
 from iommukit.policy import DmaApiPolicy
 
 if TYPE_CHECKING:
     from iommukit.kernel.boot import BootState
-    from iommukit.kernel.cmdline import KernelOption
 
 ENTRY_POINTS = "iommukit.vendors"
 
@@ -223,10 +223,10 @@ class VendorRegistry:
         key = (boot.era, boot.release, boot.arch, tuple(sorted(boot.config.items())))
         known = self._options.get(key)
         if known is None:
-            known = self._options[key] = []
-            for vendor in self:
-                if boot.arch in vendor.declaration.arch:
-                    known.extend(vendor.ops.kernel_options(boot=boot))
+            answers = [vendor.ops.kernel_options(boot=boot) for vendor in self if boot.arch in vendor.declaration.arch]
+            # A plugin's nonsense must not stop the others; the conformance suite names it.
+            known = [option for answer in answers for option in answer if isinstance(option, KernelOption)]
+            self._options[key] = known
         return known
 
     def __iter__(self) -> Iterator[Vendor]:

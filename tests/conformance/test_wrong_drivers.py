@@ -87,6 +87,11 @@ def test_thorough_judging_names_the_other_rules_too() -> None:
     assert "DRV-39" in judged.others
 
 
+def test_a_driver_that_the_core_falls_over_can_be_judged_thoroughly() -> None:
+    driver = next(driver for driver in WRONG if driver.label() == "silent-reader")
+    assert judge_wrong(driver, thorough=True).named
+
+
 class Right(Wrong):
     mistake = "None."
     rule = "DRV-22"
