@@ -59,12 +59,15 @@ class Kernel:
             unit = self._probe(system, device)
             if unit is not None:
                 candidates[device] = unit
-        at_boot = [device for device in candidates if not candidates[device].probes_at_bind]
+        at_boot = [(device, unit) for device, unit in candidates.items() if not unit.probes_at_bind]
         if self.unit_by_unit:
-            for unit in system.units:
-                self.probe_batch(system, [(d, unit) for d in at_boot if candidates[d] is unit])
+            batches: dict[Unit, list[tuple[Device, Unit]]] = {unit: [] for unit in system.units}
+            for device, unit in at_boot:
+                batches.setdefault(unit, []).append((device, unit))
+            for batch in batches.values():
+                self.probe_batch(system, batch)
         else:
-            self.probe_batch(system, [(device, candidates[device]) for device in at_boot])
+            self.probe_batch(system, at_boot)
         for device in system.present_devices():
             if device.facts.driver:
                 self.bind_at_boot(system, device, device.facts.driver)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 Word = Literal["cap", "ecap"]
@@ -108,7 +109,8 @@ class Capabilities:
         return self.has(SAGAW) or (self.has(SMTS) and not self.has(SSTS))
 
 
-def large_pages(units: Iterable[Capabilities], first_stage: bool) -> int:
+@lru_cache(maxsize=256)
+def large_pages(units: frozenset[Capabilities], first_stage: bool) -> int:
     """Bitmap of the sizes (bytes) above 4 KiB that all units can map (``domain_update_iommu_superpage``).
 
     As the driver has it: 1 GiB implies 2 MiB.

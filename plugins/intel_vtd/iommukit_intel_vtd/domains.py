@@ -49,7 +49,7 @@ def aperture(width: int, first_stage: bool) -> tuple[int, int]:
 def _large_pages(units: Sequence[RemappingUnit], first_stage: bool) -> int:
     if not units[0].platform.options.superpages:
         return 0
-    return large_pages([unit.capabilities for unit in units], first_stage)
+    return large_pages(frozenset([unit.capabilities for unit in units]), first_stage)
 
 
 def new_paging_domain(type: DomainType, unit: RemappingUnit, boot: BootState) -> PagingDomain:

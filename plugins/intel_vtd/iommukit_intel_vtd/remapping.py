@@ -93,7 +93,8 @@ class Platform:
         binding = self.bindings[node.facts.name] = Binding()
         try:
             for unit in self.units:
-                if not unit.drhd.include_pci_all and names(node, unit.drhd.segment, unit.drhd.scopes, log):
+                drhd = unit.drhd
+                if drhd.segment == node.segment and not drhd.include_pci_all and names(node, drhd.segment, drhd.scopes, log):
                     binding.unit = unit
                     break
             binding.rmrrs.extend(rmrr for rmrr in self.rmrrs if names(node, rmrr.segment, rmrr.scopes, log))
