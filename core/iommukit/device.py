@@ -158,11 +158,6 @@ class PciBus:
     bridge: Device | None = None
     slots: dict[int, list[Device]] = field(default_factory=dict)
 
-    @property
-    def is_root(self) -> bool:
-        """True for a host bridge's bus."""
-        return self.bridge is None
-
     def devices(self) -> list[Device]:
         """The functions present, by slot."""
         return [device for functions in self.slots.values() for device in functions]

@@ -20,6 +20,8 @@ from iommukit.kernel.cmdline import KernelOption
 from iommukit.policy import DmaApiPolicy
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from iommukit.kernel.boot import BootState
 
 ENTRY_POINTS = "iommukit.vendors"
@@ -120,6 +122,13 @@ class Vendor:
         return capability in self.declaration.capabilities
 
 
+def vendor_entry_points() -> list[EntryPoint]:
+    """What installed distributions offer as vendors, by name."""
+    from importlib.metadata import entry_points
+
+    return sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name)
+
+
 class VendorRegistry:
     """All vendors, found through entry points or registered by hand."""
 
@@ -137,17 +146,19 @@ class VendorRegistry:
 
         Raises ``InputError`` for a plugin that cannot be imported or misspells a hook.
         """
-        from importlib.metadata import entry_points
-
         registry = cls()
-        for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda found: found.name):
-            try:
-                plugin = entry.load()
-            except (Exception, SystemExit) as error:
-                message = f"cannot be loaded: {type(error).__name__}: {error}"
-                raise InputError(message, source=f"vendor plugin {entry.name} ({entry.value})") from error
-            registry.register(plugin, entry.name)
+        for entry in vendor_entry_points():
+            registry.load(entry)
         return registry
+
+    def load(self, entry: EntryPoint) -> Vendor:
+        """Import and add what an entry point names.  Raises ``InputError``, whatever stops the import."""
+        try:
+            plugin = entry.load()
+        except (Exception, SystemExit) as error:
+            message = f"cannot be loaded: {type(error).__name__}: {error}"
+            raise InputError(message, source=f"vendor plugin {entry.name} ({entry.value})") from error
+        return self.register(plugin, entry.name)
 
     def register(self, plugin: Any, name: str) -> Vendor:
         """Add a vendor.  Raises ``InputError`` for a misspelt hook, a wrong argument, a missing declaration, or a second time."""

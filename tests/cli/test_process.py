@@ -156,6 +156,15 @@ def test_a_narrow_encoding_gets_escapes() -> None:
 BROKEN = {
     "acme": ("import no_such_module\n", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
     "empty": ("", "hook 'declare' is missing or answers None"),
+    "leaving": ("raise SystemExit(0)\n", "cannot be loaded: SystemExit: 0"),
+    "unmarked": (
+        "from iommukit.hookspecs import hookimpl\n\n@hookimpl\ndef declare(): ...\n\ndef attach_dev(domain, device): ...\n",
+        "attach_dev has the name of a hook but is not marked @hookimpl",
+    ),
+    "stopped": (
+        "from iommukit.hookspecs import hookimpl\n\n@hookimpl\ndef declare(): return {}['x']\n",
+        "declare is stopped by KeyError: 'x'",
+    ),
     "typo": (
         "from iommukit.hookspecs import hookimpl\n\n@hookimpl\ndef domain_aloc(device): ...\n",
         "unknown hook 'domain_aloc'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -26,7 +27,7 @@ KEYWORDS: dict[str, DomainType | None] = {
 """What may be written to ``type``, as domain types; ``auto`` is none."""
 
 
-class Kernel:
+class Kernel(ABC):
     """A kernel profile.
 
     A profile is stateless; all state is in the ``System``.  Errors inside a step are ``IommuError``; the profile's public methods
@@ -44,9 +45,9 @@ class Kernel:
 
     # ---- boot --------------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def new_default(self) -> SystemDefault:
         """The system-wide default before the command line."""
-        raise NotImplementedError
 
     def default_kconfig(self, arch: str) -> str:
         """The build option's own default: lazy on some architectures, else strict."""
@@ -93,9 +94,9 @@ class Kernel:
             return None
         return unit
 
+    @abstractmethod
     def probe_batch(self, system: System, batch: list[tuple[Device, Unit]]) -> None:
         """Give groups and default domains to the devices of one registration (``bus_iommu_probe``)."""
-        raise NotImplementedError
 
     def join(self, system: System, device: Device, unit: Unit) -> Group:
         """Put a device into its group's list, without any domain.  Raises ``IommuError``."""
@@ -151,9 +152,9 @@ class Kernel:
         device.refused = True
         system.log(f"{device.log_name}: cannot be given to its IOMMU (-{error.name})")
 
+    @abstractmethod
     def probe_one(self, system: System, device: Device, unit: Unit) -> None:
         """Probe one device outside boot (``iommu_probe_device``).  Raises ``IommuError`` with the device without an IOMMU."""
-        raise NotImplementedError
 
     def remove(self, system: System, device: Device) -> None:
         """Unplug a device and what is below it."""
@@ -179,7 +180,7 @@ class Kernel:
                 self._probe_one_or_give_up(system, device, unit)
         self.setup_at_bind(system, device)
 
-    def setup_at_bind(self, system: System, device: Device) -> None:
+    def setup_at_bind(self, system: System, device: Device) -> None:  # noqa: B027 - most kernels do nothing here
         """Set up the DMA API where the architecture does so at each bind (``arch_setup_dma_ops`` of arm64, before 6.12)."""
 
     def bind(self, system: System, device: Device, driver: str, *, managed: bool | None) -> None:
@@ -219,7 +220,7 @@ class Kernel:
             raise IommuError("EBUSY", f"group {group.id} is owned")
         group.owner_count += 1
 
-    def without_default_domain(self, group: Group) -> None:
+    def without_default_domain(self, group: Group) -> None:  # noqa: B027 - 6.1 does nothing here
         """A driver binds in a group without a default domain: nobody objects in 6.1."""
 
     def is_default_domain(self, group: Group) -> bool:
@@ -228,13 +229,13 @@ class Kernel:
 
     # ---- ownership ---------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def claim(self, system: System, group: Group, owner: object) -> None:
         """Take a group away from the DMA API (``iommu_group_claim_dma_owner``)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def release(self, system: System, group: Group) -> None:
         """Give a group back (``iommu_group_release_dma_owner``)."""
-        raise NotImplementedError
 
     def ask(self, system: System, device: Device, kind: DomainType) -> Domain | None:
         """Ask the driver for a domain; its errno passes."""
@@ -274,9 +275,9 @@ class Kernel:
             raise IommuError("EINVAL", f"no type {keyword!r}")
         self.change_type(system, group, keyword)
 
+    @abstractmethod
     def change_type(self, system: System, group: Group, keyword: str) -> None:
         """Change a group's type; permission, existence and spelling have been checked."""
-        raise NotImplementedError
 
 
 def move_group(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING
 
 from iommukit.errors import InputError, NotApplicable
@@ -15,7 +15,7 @@ from iommukit.kernel.start import start_system
 from iommukit.machine.model import BootSpec, Machine
 from iommukit.report.page import Page, Span, counted, listed
 from iommukit.report.runs import crash
-from iommukit.vendors import ENTRY_POINTS, HOOKS, Vendor, VendorRegistry
+from iommukit.vendors import ENTRY_POINTS, HOOKS, Vendor, VendorRegistry, vendor_entry_points
 
 if TYPE_CHECKING:
     from iommukit.report.shapes import PluginJson, SmokeJson
@@ -91,15 +91,13 @@ def implemented(vendor: Vendor) -> list[str]:
 def installed(registry: VendorRegistry) -> list[Plugin]:
     """Load every installed plugin into a registry, one after another; what cannot be loaded has its ``error``."""
     found = []
-    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+    for entry in vendor_entry_points():
         plugin = _described(entry)
         found.append(plugin)
         try:
-            plugin.vendor = registry.register(entry.load(), entry.name)
+            plugin.vendor = registry.load(entry)
         except InputError as error:
             plugin.error = str(error)
-        except Exception as error:
-            plugin.error = f"vendor plugin {entry.name} ({entry.value}): cannot be loaded: {crash(error)}"
     # Registering a plugin rebinds those before it.
     for plugin in found:
         if plugin.vendor is not None:
