@@ -6,6 +6,7 @@ device id is bus, device and function in sixteen bits.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
@@ -264,9 +265,9 @@ class Ivmd(Block):
     length_bytes: Hex64 = Field(title="IVMD Memory Block Length")
 
     @property
+    @abstractmethod
     def devices(self) -> tuple[int, int]:
         """First and last device id that the memory is for."""
-        raise NotImplementedError
 
     @property
     def end(self) -> int:
