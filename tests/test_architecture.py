@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "core" / "iommukit"
-LAYERS = ("cli", "report", "scenario", "kernel", "dma")
+LAYERS = ("cli", "report", "scenario", "kernel", "dma", "hw")
 """From the top down: a layer imports those to its right."""
 BELOW_KERNEL = ("machine",)
 """Machine files and tables: for every layer to use, and ignorant of all of them."""

@@ -12,6 +12,7 @@ from iommukit.regions import ReservedRegion
 
 if TYPE_CHECKING:
     from iommukit.group import Group
+    from iommukit.hw.bus import Bus
     from iommukit.kernel.system import System
 
 
@@ -177,6 +178,8 @@ class Unit:
     """The vendor's own."""
     failed: bool = False
     """Registration was undone by the core."""
+    bus: Bus | None = None
+    """The hardware, where the kernel runs on a platform; ``None``: the driver decides policy and writes nothing."""
 
 
 @dataclass(slots=True, eq=False)

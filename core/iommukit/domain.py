@@ -55,6 +55,18 @@ _LABEL = {
 UNBOUNDED = (1 << 64) - 1
 
 
+class Prot(enum.IntFlag):
+    """What a mapping allows (``IOMMU_READ`` and so on); hooks take it as a plain number."""
+
+    READ = 1
+    WRITE = 2
+    CACHE = 4
+    """Coherent with the processors' caches."""
+    NOEXEC = 8
+    MMIO = 16
+    """Registers of another device, not memory."""
+
+
 @dataclass(slots=True, eq=False)
 class Domain:
     """One address space of an IOMMU, allocated by a driver's ``domain_alloc``.
@@ -79,6 +91,8 @@ class Domain:
     """Direct regions (first and last byte) mapped 1:1 so far."""
     freed: bool = False
     """Set by the core when the domain has been given back."""
+    ops: Any = None
+    """The vendor's hooks, bound by the core when the domain is allocated, so that mapping does not look them up again."""
 
     def covers(self, start: int, end: int) -> bool:
         """Whether the bytes ``start``..``end`` lie in the aperture."""

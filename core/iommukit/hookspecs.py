@@ -13,7 +13,7 @@ that cannot build what a machine file asks for raises ``NotApplicable(reason)`` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from iommukit.device import Device, Unit
     from iommukit.domain import Domain, DomainType
     from iommukit.group import Group
+    from iommukit.hw.bus import ModelBus
+    from iommukit.hw.fault import Fault
+    from iommukit.hw.memory import TableReader
+    from iommukit.hw.platform import Addresses, UnitModel
+    from iommukit.hw.walk import Walk
     from iommukit.kernel.boot import BootState
     from iommukit.kernel.cmdline import KernelOption
     from iommukit.machine.acpi import TableFormat
@@ -98,12 +103,66 @@ class FlushQueueOptions:
 
 @dataclass(slots=True)
 class Gather:
-    """What an unmap has collected for one invalidation (``struct iommu_iotlb_gather``): bytes ``start``..``end``."""
+    """What an unmap has collected for one invalidation (``struct iommu_iotlb_gather``): bytes ``start``..``end``, inclusive."""
 
     start: int = (1 << 64) - 1
     end: int = 0
     pgsize: int = 0
+    """The page size of all of it (bytes), 0 while nothing was gathered."""
     queued: bool = False
+    """A flush queue takes it: the driver need not remember what can only be used by ``iotlb_sync``."""
+    freed: list[tuple[int, int]] = field(default_factory=list)
+    """Tables that no entry names any more, to be freed once the invalidation is done: address and size (bytes)."""
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was gathered."""
+        return self.end < self.start
+
+    def apart(self, start: int, size: int) -> bool:
+        """Whether a range neither overlaps nor touches what was gathered (``iommu_iotlb_gather_is_disjoint``)."""
+        return not self.empty and (start + size < self.start or start > self.end + 1)
+
+    def add(self, start: int, size: int, pgsize: int = 0) -> None:
+        """Extend the range by ``size`` bytes from ``start`` (``iommu_iotlb_gather_add_range``)."""
+        self.start = min(self.start, start)
+        self.end = max(self.end, start + size - 1)
+        self.pgsize = pgsize or self.pgsize
+
+
+@dataclass(frozen=True, slots=True)
+class Emulation:
+    """A machine of QEMU with a vendor's IOMMU.
+
+    ``binary`` is the suffix of ``qemu-system-…``; ``arguments`` follow it, without memory, devices and monitors; ``machine`` is
+    the document of the same machine for the kernel, with the devices ``nic``, ``second`` and, where there is one, ``bulk``,
+    at the addresses at which QEMU has them.  ``deviations`` names what that QEMU does not model or gets wrong, by rule, with
+    the reason: such a rule must fail there, and is an error once it passes.  ``absent`` names rules that cannot be tried there
+    at all, with the reason.
+    """
+
+    binary: str
+    arguments: Sequence[str]
+    machine: Mapping[str, Any]
+    memory_base: int = 0
+    memory_size: int = 256 << 20
+    deviations: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A realistic mistake in using hardware: the driver with ``wrapper()`` around its hooks.
+
+    ``sentence`` says what is wrong with the driver; ``rule`` is the rule that must reject it; ``unseen`` says why QEMU
+    cannot see it, where it cannot.  ``wrapper`` makes a plugin of hook wrappers.
+    """
+
+    name: str
+    sentence: str
+    rule: str
+    wrapper: Callable[[], object]
+    unseen: str = ""
 
 
 class VendorSpec:
@@ -167,17 +226,6 @@ class VendorSpec:
         Returns: the units in the order in which they register; empty where DMA remapping stays off.
         Errors: ``FirmwareError`` for an unusable table, ``NotApplicable`` where the vendor cannot build the machine.
         Linux counterpart: ``intel_iommu_init``, ``amd_iommu_init``, ``arm_smmu_device_probe``, ``zpci_init_iommu``.
-        """
-
-    @hookspec(firstresult=True)
-    def create_unit(self, bus: Any, config: Mapping[str, Any]) -> Any:
-        """Build the hardware model of one unit behind ``bus``.
-
-        Called when: a scenario performs DMA.
-        Arguments: ``bus`` gives physical memory and registers; ``config`` the unit's capabilities.
-        Returns: the unit's model.  Default: the vendor models no hardware, and DMA is undecided.
-        Errors: ``IommuError("ENODEV")`` where the configuration cannot be built.
-        Linux counterpart: none, it is the hardware.
         """
 
     @hookspec(firstresult=True)
@@ -348,17 +396,20 @@ class VendorSpec:
         Linux counterpart: ``release_domain``; ``set_dev_pasid`` of the blocked domain.
         """
 
-    # ---- page tables and TLB: specified here, in bulk; nothing calls them before vendors model their hardware ---------
+    # ---- page tables: in bulk ----------------------------------------------------------------------------------------
+    #
+    # The core calls these for domains of devices whose unit has a bus; a domain that is in use on no bus has no tables.
 
     @hookspec(firstresult=True)
     def map_pages(self, domain: Domain, iova: int, paddr: int, pgsize: int, pgcount: int, prot: int) -> int:  # type: ignore[empty-body]
         """Map ``pgcount`` pages of ``pgsize`` bytes.
 
-        Called when: the DMA API or a direct region maps.
-        Arguments: ``iova`` and ``paddr`` in bytes, aligned to ``pgsize``, one of ``domain.page_sizes``; ``prot`` is a bit mask:
-        1 read, 2 write, 4 cache, 8 noexec, 16 mmio.
+        Called when: the DMA API, a direct region or an owner such as VFIO maps.
+        Arguments: ``iova`` and ``paddr`` in bytes, aligned to ``pgsize``, one of ``domain.page_sizes``; ``prot`` is a mask of
+        ``iommukit.domain.Prot``.
         Returns: bytes mapped.  Default: the vendor has no page tables, and DMA is undecided.
-        Errors: ``EFAULT`` outside the aperture, ``EEXIST`` over a mapping, ``ENOMEM``; the tables are then as before.
+        Errors: ``EFAULT`` (``ERANGE`` in some drivers) outside the aperture, ``EEXIST`` over a mapping, ``EINVAL`` for a protection
+        that the format cannot express, ``ENOMEM``; the tables then translate as before.
         Linux counterpart: ``iommu_domain_ops.map_pages``.
         """
 
@@ -366,22 +417,26 @@ class VendorSpec:
     def unmap_pages(self, domain: Domain, iova: int, pgsize: int, pgcount: int, gather: Gather) -> int:  # type: ignore[empty-body]
         """Unmap ``pgcount`` pages of ``pgsize`` bytes.
 
-        Called when: the DMA API unmaps.
-        Arguments: as for ``map_pages``; ``gather`` collects what must be invalidated.
-        Returns: bytes unmapped.
+        Called when: whoever mapped unmaps.
+        Arguments: as for ``map_pages``; ``gather`` takes the range that must be invalidated and, in ``gather.freed``, the tables that
+        no entry names any more: hardware may still be walking them.
+        Returns: bytes unmapped, from ``iova`` on: fewer where nothing more is mapped, more where a larger page had to go as a whole.
         Errors: none.
         Linux counterpart: ``iommu_domain_ops.unmap_pages``.
         """
 
     @hookspec(firstresult=True)
-    def iova_to_phys(self, domain: Domain, iova: int) -> int | None:
-        """Translate one address (bytes) by the tables.
+    def iova_to_phys(self, domain: Domain, iova: Addresses) -> Addresses:  # type: ignore[empty-body]
+        """Translate addresses by the tables, as the driver reads them.
 
         Called when: somebody asks.
-        Returns: the physical address, or ``None`` where nothing is mapped.
+        Arguments: ``iova``: an array of addresses (bytes, ``uint64``).
+        Returns: an array of the physical addresses, ``iommukit.hw.platform.UNMAPPED`` where nothing is mapped.
         Errors: none.
         Linux counterpart: ``iommu_domain_ops.iova_to_phys``.
         """
+
+    # ---- the TLB -----------------------------------------------------------------------------------------------------
 
     @hookspec(firstresult=True)
     def flush_iotlb_all(self, domain: Domain) -> None:
@@ -395,10 +450,10 @@ class VendorSpec:
 
     @hookspec(firstresult=True)
     def iotlb_sync(self, domain: Domain, gather: Gather) -> None:
-        """Invalidate what an unmap has gathered.
+        """Invalidate what an unmap has gathered, then free the tables in ``gather.freed`` and empty that list.
 
-        Called when: after an unmap, unless a flush queue takes it.
-        Returns: nothing.
+        Called when: after an unmap, unless a flush queue takes it; a queue frees the tables after ``flush_iotlb_all``.
+        Returns: nothing; on return no device uses the old translations.
         Errors: none.
         Linux counterpart: ``iommu_domain_ops.iotlb_sync``.
         """
@@ -411,4 +466,93 @@ class VendorSpec:
         Returns: nothing.
         Errors: ``IommuError`` since 6.7: the map is undone.
         Linux counterpart: ``iommu_domain_ops.iotlb_sync_map``.
+        """
+
+    # ---- the hardware itself -----------------------------------------------------------------------------------------
+
+    @hookspec(firstresult=True)
+    def create_unit(self, bus: ModelBus, unit: Unit) -> UnitModel | None:
+        """Build the hardware model of a unit, switched off as after a reset, and put its registers on the bus.
+
+        Called when: a kernel starts on the platform ``model``, for each unit that ``discover`` returned, before ``start_unit``.
+        Arguments: ``bus.attach`` takes registers; on s390 ``bus.instructions`` is the machine's.  ``unit`` says what the hardware can
+        do.  The model decodes raw bits by the specification and shares no code with the driver's page tables.
+        Returns: the model.  Default: the vendor models no hardware, and DMA is undecided.
+        Errors: ``IommuError("ENODEV")`` where the configuration cannot be built.
+        Linux counterpart: none, it is the hardware.
+        """
+
+    @hookspec(firstresult=True)
+    def start_unit(self, unit: Unit) -> None:
+        """Bring a unit up: tables, queues, registers, translation on.
+
+        Called when: a kernel starts on a platform, after ``discover`` and before any device is probed; ``unit.bus`` is set.  Without
+        a platform ``unit.bus`` is ``None``, this hook is not called, and the driver decides policy and writes nothing.
+        Arguments: ``unit.bus`` is all that the driver may touch: behind it stands a model or an emulator.
+        Returns: nothing.
+        Errors: ``IommuError("ENODEV")`` where the hardware is not what the machine file or the firmware said.
+        Linux counterpart: ``init_dmars``, ``enable_iommus``, ``arm_smmu_device_reset``, ``zpci_enable_device``.
+        """
+
+    @hookspec(firstresult=True)
+    def requester(self, device: Device) -> int:  # type: ignore[empty-body]
+        """The name under which the hardware knows a device's requests.
+
+        Called when: the device does DMA on the platform ``model``, or a fault is matched with a device.
+        Returns: a number.  Default: the PCI requester id (bus, device, function).
+        Errors: none.
+        Linux counterpart: the source id, device id, stream id or function handle that the driver's tables are indexed by.
+        """
+
+    @hookspec(firstresult=True)
+    def take_faults(self, unit: Unit) -> Sequence[Fault]:  # type: ignore[empty-body]
+        """Read the faults that the hardware has recorded since the last call, and make room for more.
+
+        Called when: an interrupt would tell of them.
+        Returns: the faults, oldest first.  Default: none.
+        Errors: none.
+        Linux counterpart: ``dmar_fault``, ``iommu_poll_events``, ``arm_smmu_evtq_thread``, ``zpci_event_error``.
+        """
+
+    @hookspec(firstresult=True)
+    def table_roots(self) -> Mapping[str, str]:  # type: ignore[empty-body]
+        """Name the registers that ``walk_tables`` starts from, each with one line of explanation; the first is required.
+
+        Called when: ``iommukit walk`` reads its arguments.
+        Returns: for example ``{"rtaddr": "RTADDR_REG: the root table's address and mode"}``.  Default: none.
+        Errors: none.
+        Linux counterpart: ``/sys/kernel/debug/iommu``.
+        """
+
+    @hookspec(firstresult=True)
+    def walk_tables(self, memory: TableReader, roots: Mapping[str, int], requester: int | None) -> Iterable[Walk]:  # type: ignore[empty-body]
+        """Decode the tables in a memory as the hardware would.
+
+        Called when: ``iommukit walk`` looks at a dump.
+        Arguments: ``memory``, of this machine or of another; ``roots``: values of the registers in ``table_roots``; ``requester``: the
+        only device, or ``None`` for all that have an entry.
+        Returns: one walk for each device.  Default: the vendor's tables cannot be read.
+        Errors: ``InputError`` for an address outside the memory and for a root that cannot be.
+        Linux counterpart: ``domain_translation_struct`` in debugfs.
+        """
+
+    @hookspec(firstresult=True)
+    def emulation(self, version: tuple[int, int]) -> Emulation | None:
+        """Say which machine of QEMU has this vendor's IOMMU, so that the driver can be run on it.
+
+        Called when: the conformance suite or ``iommukit oracle hardware`` runs on QEMU.
+        Arguments: ``version`` of that QEMU, major and minor.
+        Returns: the machine, or ``None`` where that QEMU has none.  Default: none.
+        Errors: none.
+        Linux counterpart: none; it is an independent judge of the bits that the driver writes.
+        """
+
+    @hookspec(firstresult=True)
+    def mistakes(self) -> Sequence[Mistake]:  # type: ignore[empty-body]
+        """Give realistic mistakes in using this vendor's hardware, so that the suite can be tested on it.
+
+        Called when: the suite tests itself.
+        Returns: the mistakes.  Default: none; mistakes that every driver can make are the suite's own.
+        Errors: none.
+        Linux counterpart: none.
         """

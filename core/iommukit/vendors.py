@@ -51,6 +51,11 @@ DEFAULTS: dict[str, Callable[..., Any]] = {
     "flush_queue_options": lambda device: FlushQueueOptions(),
     "capable": lambda device, capability: False,
     "set_dev_blocked": lambda device: False,
+    "requester": lambda device: device.facts.pci.rid if device.facts.pci is not None else 0,
+    "take_faults": lambda unit: (),
+    "table_roots": lambda: {},
+    "walk_tables": lambda memory, roots, requester: (),
+    "mistakes": lambda: (),
 }
 """What the core takes for an unimplemented hook; hooks not listed answer ``None``."""
 

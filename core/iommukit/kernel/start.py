@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from iommukit.errors import NotApplicable
 from iommukit.kernel.boot import BootState, core_options, looks_like_iommu_option
 from iommukit.kernel.cmdline import apply_cmdline
@@ -12,6 +14,9 @@ from iommukit.machine.model import BootSpec, Machine
 from iommukit.machine.topology import Topology, build_topology
 from iommukit.policy import Era
 from iommukit.vendors import Vendor, VendorRegistry
+
+if TYPE_CHECKING:
+    from iommukit.hw.platform import Platform
 
 
 def new_boot_state(kernel: Kernel, arch: str, boot: BootSpec) -> BootState:
@@ -81,8 +86,9 @@ def start_system(
     boot: BootSpec,
     *,
     assume_acs: bool = True,
+    platform: Platform | None = None,
 ) -> System:
-    """Boot a machine.
+    """Boot a machine, on hardware where a platform is given.
 
     Returns the running system; ``system.boot.log`` holds the policy lines and the drivers' lines, ``system.lines`` what followed
     (groups, warnings).  Raises ``NotApplicable``, ``InputError``, ``FirmwareError``.
@@ -96,5 +102,7 @@ def start_system(
     vendor.ops.early_quirks(machine=realised, boot=state)
     state.log.extend(state.default.settle(state.kconfig, state.memory_encryption))
     system.units = list(vendor.ops.discover(machine=realised, boot=state))
+    if platform is not None:
+        system.power_on(platform)
     kernel.start(system, drivers_loaded=boot.drivers == "loaded")
     return system

@@ -18,6 +18,7 @@ from iommukit.regions import RegionType, ReservedRegion, merge_regions
 from iommukit.vendors import Vendor
 
 if TYPE_CHECKING:
+    from iommukit.hw.platform import Platform
     from iommukit.kernel.kernel import Kernel
 
 
@@ -50,9 +51,24 @@ class System:
         self.units: list[Unit] = []
         self.lines: list[str] = []
         self.attaches = 0
+        self.platform: Platform | None = None
+        """The hardware that the kernel runs on; ``None`` where only policy is asked for."""
         self._free_ids: list[int] = []
         self._next_id = 0
         self._build(topology)
+
+    def power_on(self, platform: Platform) -> None:
+        """Put hardware below the discovered units and let the driver bring it up.
+
+        Where the vendor models none the system stays one of policy alone.  Raises the driver's ``IommuError``.
+        """
+        ops = self.vendor.ops
+        if "map_pages" not in ops.implemented or not platform.install(self.units, ops):
+            return
+        self.platform = platform
+        for unit in self.units:
+            unit.bus = platform.bus
+            ops.start_unit(unit=unit)
 
     # ---- the machine -------------------------------------------------------------------------------------------------
 
@@ -166,6 +182,8 @@ class System:
     def alloc(self, device: Device, kind: DomainType) -> Domain | None:
         """Ask the driver for a domain; ``None`` where it has no such type.  Raises the driver's ``IommuError``."""
         domain: Domain | None = self.vendor.ops.domain_alloc(device=device, type=kind)
+        if domain is not None:
+            domain.ops = self.vendor.ops
         return domain
 
     def free(self, domain: Domain) -> None:
@@ -204,7 +222,7 @@ class System:
     def map_direct(self, device: Device, domain: Domain) -> None:
         """Map a device's direct regions 1:1 into a translated domain (``iommu_create_device_direct_mappings``).
 
-        Raises ``IommuError("EFAULT")`` for a region outside the domain's aperture.
+        Raises ``IommuError("EFAULT")`` for a region outside the domain's aperture, and what the driver raises.
         """
         regions = self.regions(device)
         device.require_direct = any(region.type is RegionType.DIRECT for region in regions)
@@ -215,6 +233,10 @@ class System:
                 continue
             if not domain.covers(region.start, region.end):
                 raise IommuError("EFAULT", f"{region.sysfs} lies outside the domain")
+            if device.unit is not None and device.unit.bus is not None:
+                from iommukit.dma.mapping import map_one_to_one  # numpy is slow to import, and policy needs none of it
+
+                map_one_to_one(domain, region.start, region.end)
             domain.direct.add((region.start, region.end))
 
     # ---- queries -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,177 @@
+"""Platforms: what a kernel runs on.  A platform has a bus, and devices that do DMA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iommukit.hw.bus import Bus, ModelBus
+from iommukit.hw.memory import DEFAULT_SIZE, PAGE, PhysicalMemory
+
+if TYPE_CHECKING:
+    from iommukit.device import Device, Unit
+
+Addresses = NDArray[np.uint64]
+
+UNMAPPED = np.uint64((1 << 64) - 1)
+"""In an array of physical addresses: no translation."""
+
+
+class UnitModel(Protocol):
+    """A unit's hardware model, as ``create_unit`` returns it: what becomes of a device's request.
+
+    ``requester`` is the hardware's name for the device.  A request that is stopped is recorded by the unit as its
+    architecture does.
+    """
+
+    def translate(self, requester: int, iova: int, *, write: bool, pasid: int | None = None) -> int | None:
+        """The physical address that a request for one address (bytes) reaches; ``None`` where it is stopped."""
+
+    def translate_many(self, requester: int, iovas: Addresses, *, write: bool, pasid: int | None = None) -> Addresses:
+        """The same for many addresses; ``UNMAPPED`` where a request is stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Memory that a device needs mapped in its domain before it can do any DMA at all: its own rings and the like (bytes)."""
+
+    iova: int
+    physical: int
+    size: int
+
+
+class Initiator(Protocol):
+    """A device that does DMA when told: it has a buffer, loads memory into it and stores it to memory.
+
+    A load or store that the IOMMU stops leaves the buffer or the memory as it was; nobody is told, as with real devices.
+    """
+
+    windows: Sequence[Window]
+
+    def load(self, iova: int, size: int, at: int = 0) -> None:
+        """Read ``size`` bytes (at most 2048) of memory into the buffer from offset ``at``."""
+
+    def store(self, iova: int, size: int, at: int = 0) -> None:
+        """Write ``size`` bytes (at most 2048) of the buffer from offset ``at`` to memory."""
+
+    def peek(self, at: int, size: int) -> bytes:
+        """The buffer's contents.  It may take DMA through a window to look."""
+
+    def poke(self, at: int, data: bytes) -> None:
+        """Fill the buffer.  It may take DMA through a window."""
+
+    def load_words(self, iovas: Addresses) -> Addresses:
+        """The 64-bit word (little-endian) that the device reads at each address; ``UNMAPPED`` where nothing came."""
+
+
+class Platform(Protocol):
+    """What a kernel runs on."""
+
+    name: str
+    """``model``, or the emulator with its version."""
+    bus: Bus
+
+    def install(self, units: Sequence[Unit], ops: Any) -> bool:
+        """Make the hardware of the units that a driver has discovered.  False where there is none to be had."""
+
+    def initiator(self, device: Device) -> Initiator:
+        """The device's DMA.  Raises ``NotApplicable`` for a device that cannot be told to do any."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class ModelPlatform:
+    """The plugins' own hardware models, around 64 GiB of memory or as much as is asked for."""
+
+    name = "model"
+
+    def __init__(self, size: int = DEFAULT_SIZE, base: int = 0) -> None:
+        self.bus: ModelBus = ModelBus(PhysicalMemory(size, base))
+        self._models: dict[int, UnitModel] = {}
+
+    def install(self, units: Sequence[Unit], ops: Any) -> bool:
+        """Ask the vendor for a model of each unit."""
+        for unit in units:
+            model = ops.create_unit(bus=self.bus, unit=unit)
+            if model is None:
+                return False
+            self._models[id(unit)] = model
+        return bool(units)
+
+    def model(self, device: Device) -> UnitModel | None:
+        """The model of the unit that sits above a device; ``None`` where none does."""
+        return self._models.get(id(device.unit)) if device.unit is not None else None
+
+    def initiator(self, device: Device) -> Initiator:
+        """A device that does what it is told."""
+        return ModelInitiator(self, device)
+
+    def close(self) -> None:
+        """Forget the models; the memory goes with the last view of it."""
+        self._models.clear()
+
+
+class ModelInitiator:
+    """A DMA engine with a buffer of one page."""
+
+    windows: Sequence[Window] = ()
+
+    def __init__(self, platform: ModelPlatform, device: Device) -> None:
+        self._platform = platform
+        self._device = device
+        self._buffer = bytearray(PAGE)
+
+    def _reach(self, iova: int, write: bool) -> int | None:
+        model = self._platform.model(self._device)
+        if model is None:
+            return iova
+        requester = self._device.system.vendor.ops.requester(device=self._device)
+        return model.translate(requester, iova, write=write)
+
+    def _pieces(self, iova: int, size: int, write: bool) -> list[tuple[int, int, int]]:
+        """Offset, physical address and size of each piece that is let through; pieces end at 4 KiB borders."""
+        pieces, done = [], 0
+        memory = self._platform.bus.memory
+        while done < size:
+            length = min(size - done, PAGE - (iova + done) % PAGE)
+            physical = self._reach(iova + done, write)
+            if physical is not None and memory.holds(physical, length):
+                pieces.append((done, physical, length))
+            done += length
+        return pieces
+
+    def load(self, iova: int, size: int, at: int = 0) -> None:
+        """Read memory into the buffer."""
+        for offset, physical, length in self._pieces(iova, size, write=False):
+            self._buffer[at + offset : at + offset + length] = self._platform.bus.memory.read(physical, length)
+
+    def store(self, iova: int, size: int, at: int = 0) -> None:
+        """Write the buffer to memory."""
+        for offset, physical, length in self._pieces(iova, size, write=True):
+            self._platform.bus.memory.write(physical, self._buffer[at + offset : at + offset + length])
+
+    def peek(self, at: int, size: int) -> bytes:
+        """The buffer's contents."""
+        return bytes(self._buffer[at : at + size])
+
+    def poke(self, at: int, data: bytes) -> None:
+        """Fill the buffer."""
+        self._buffer[at : at + len(data)] = data
+
+    def load_words(self, iovas: Addresses) -> Addresses:
+        """The words at many addresses, which must be aligned to 8 bytes."""
+        memory = self._platform.bus.memory
+        model = self._platform.model(self._device)
+        physical = iovas
+        if model is not None:
+            requester = self._device.system.vendor.ops.requester(device=self._device)
+            physical = model.translate_many(requester, iovas, write=False)
+        there = (physical >= np.uint64(memory.base)) & (physical < np.uint64(memory.end))
+        words = np.full(iovas.shape, UNMAPPED)
+        words[there] = memory.words[(physical[there] - np.uint64(memory.base)) >> np.uint64(3)]
+        return words

@@ -1,0 +1,1 @@
+"""Page tables as drivers write them: one engine for every radix format."""

@@ -1,0 +1,1 @@
+"""A TLB: translations that hardware keeps until it is told to forget them."""
