@@ -91,6 +91,8 @@ class Domain:
     """Direct regions (first and last byte) mapped 1:1 so far."""
     freed: bool = False
     """Set by the core when the domain has been given back."""
+    dma_space: Any = None
+    """The DMA API's addresses and flush queue in it (``iommukit.dma.api.DmaSpace``), once a driver has mapped."""
     ops: Any = None
     """The vendor's hooks, bound by the core when the domain is allocated, so that mapping does not look them up again."""
 

@@ -418,9 +418,9 @@ class VendorSpec:
         """Unmap ``pgcount`` pages of ``pgsize`` bytes.
 
         Called when: whoever mapped unmaps.
-        Arguments: as for ``map_pages``; ``gather`` takes the range that must be invalidated and, in ``gather.freed``, the tables that
-        no entry names any more: hardware may still be walking them.
-        Returns: bytes unmapped, from ``iova`` on: fewer where nothing more is mapped, more where a larger page had to go as a whole.
+        Arguments: as for ``map_pages``; ``gather`` takes the range that must be invalidated and, in ``gather.freed``, the tables
+        that no entry names any more: hardware may still be walking them.
+        Returns: bytes unmapped, from ``iova`` on: fewer where nothing more is mapped, more where a larger page went as a whole.
         Errors: none.
         Linux counterpart: ``iommu_domain_ops.unmap_pages``.
         """
@@ -475,8 +475,8 @@ class VendorSpec:
         """Build the hardware model of a unit, switched off as after a reset, and put its registers on the bus.
 
         Called when: a kernel starts on the platform ``model``, for each unit that ``discover`` returned, before ``start_unit``.
-        Arguments: ``bus.attach`` takes registers; on s390 ``bus.instructions`` is the machine's.  ``unit`` says what the hardware can
-        do.  The model decodes raw bits by the specification and shares no code with the driver's page tables.
+        Arguments: ``bus.attach`` takes registers; on s390 ``bus.instructions`` is the machine's.  ``unit`` says what the hardware
+        can do.  The model decodes raw bits by the specification and shares no code with the driver's page tables.
         Returns: the model.  Default: the vendor models no hardware, and DMA is undecided.
         Errors: ``IommuError("ENODEV")`` where the configuration cannot be built.
         Linux counterpart: none, it is the hardware.
@@ -486,8 +486,8 @@ class VendorSpec:
     def start_unit(self, unit: Unit) -> None:
         """Bring a unit up: tables, queues, registers, translation on.
 
-        Called when: a kernel starts on a platform, after ``discover`` and before any device is probed; ``unit.bus`` is set.  Without
-        a platform ``unit.bus`` is ``None``, this hook is not called, and the driver decides policy and writes nothing.
+        Called when: a kernel starts on a platform, after ``discover`` and before any device is probed; ``unit.bus`` is set.
+        Without a platform ``unit.bus`` is ``None``, this hook is not called, and the driver decides policy and writes nothing.
         Arguments: ``unit.bus`` is all that the driver may touch: behind it stands a model or an emulator.
         Returns: nothing.
         Errors: ``IommuError("ENODEV")`` where the hardware is not what the machine file or the firmware said.
@@ -525,12 +525,14 @@ class VendorSpec:
         """
 
     @hookspec(firstresult=True)
-    def walk_tables(self, memory: TableReader, roots: Mapping[str, int], requester: int | None) -> Iterable[Walk]:  # type: ignore[empty-body]
+    def walk_tables(  # type: ignore[empty-body]
+        self, memory: TableReader, roots: Mapping[str, int], requester: int | None
+    ) -> Iterable[Walk]:
         """Decode the tables in a memory as the hardware would.
 
         Called when: ``iommukit walk`` looks at a dump.
-        Arguments: ``memory``, of this machine or of another; ``roots``: values of the registers in ``table_roots``; ``requester``: the
-        only device, or ``None`` for all that have an entry.
+        Arguments: ``memory``, of this machine or of another; ``roots``: values of the registers in ``table_roots``;
+        ``requester``: the only device, or ``None`` for all that have an entry.
         Returns: one walk for each device.  Default: the vendor's tables cannot be read.
         Errors: ``InputError`` for an address outside the memory and for a root that cannot be.
         Linux counterpart: ``domain_translation_struct`` in debugfs.

@@ -53,7 +53,7 @@ DEFAULTS: dict[str, Callable[..., Any]] = {
     "set_dev_blocked": lambda device: False,
     "requester": lambda device: device.facts.pci.rid if device.facts.pci is not None else 0,
     "take_faults": lambda unit: (),
-    "table_roots": lambda: {},
+    "table_roots": dict,
     "walk_tables": lambda memory, roots, requester: (),
     "mistakes": lambda: (),
 }

@@ -24,7 +24,7 @@ class Registers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """How an instruction ended: condition code, status byte, result (a register's contents), program interruption code (0: none)."""
+    """How an instruction ended: condition code, status byte, result (a register), program interruption code (0: none)."""
 
     cc: int
     status: int = 0
