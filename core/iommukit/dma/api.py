@@ -78,7 +78,7 @@ def _space(device: Device, domain: Domain) -> DmaSpace:
 def _take(space: DmaSpace, device: Device, size: int) -> int:
     """An address for the device: PCI devices get one below 4 GiB where there is one (``iommu_dma_alloc_iova``)."""
     limit = min(device.facts.dma_mask, space.domain.aperture[1])
-    if device.facts.pci is not None and limit > BELOW_4G and not device.system.boot.options.get("iommu.forcedac"):
+    if device.facts.pci is not None and limit > BELOW_4G and not device.system.boot.forcedac:
         try:
             return space.iovas.alloc(size, BELOW_4G)
         except IommuError:

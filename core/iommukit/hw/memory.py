@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import struct
 from typing import Protocol
@@ -60,6 +61,14 @@ class PhysicalMemory:
         self.quads = memoryview(self._map).cast("Q")
         """The words again, for one at a time: a good deal faster than numpy's."""
         self.pages = PageAllocator(self, base + size // 2, base + size)
+
+    def close(self) -> None:
+        """Give the memory back at once; where somebody still has a view of it, with the last view."""
+        self.bytes = np.empty(0, dtype=np.uint8)
+        self.words = self.big_words = np.empty(0, dtype=np.uint64)
+        with contextlib.suppress(BufferError):
+            self.quads.release()
+            self._map.close()
 
     @property
     def end(self) -> int:

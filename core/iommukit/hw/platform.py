@@ -73,7 +73,10 @@ class Platform(Protocol):
 
     name: str
     """``model``, or the emulator with its version."""
-    bus: Bus
+
+    @property
+    def bus(self) -> Bus:
+        """All that a driver may touch."""
 
     def install(self, units: Sequence[Unit], ops: Any) -> bool:
         """Make the hardware of the units that a driver has discovered.  False where there is none to be had."""
@@ -112,8 +115,9 @@ class ModelPlatform:
         return ModelInitiator(self, device)
 
     def close(self) -> None:
-        """Forget the models; the memory goes with the last view of it."""
+        """Forget the models and give the memory back."""
         self._models.clear()
+        self.bus.memory.close()
 
 
 class ModelInitiator:

@@ -238,6 +238,8 @@ class BootState:
     reports: list[OptionReport] = field(default_factory=list)
     no_iommu: bool = False
     """``iommu=off`` (x86)."""
+    forcedac: bool = False
+    """``iommu.forcedac``: I/O addresses above 4 GiB at once."""
     acs_requested: bool = False
     """Somebody called ``pci_request_acs``."""
     untrusted: frozenset[str] = frozenset()
@@ -286,9 +288,11 @@ def _strict(value: str | None, boot: BootState) -> Iterable[OptionReport]:
 
 def _forcedac(value: str | None, boot: BootState) -> Iterable[OptionReport]:
     shown = _shown("iommu.forcedac", value)
-    if kstrtobool(value) is None:
+    chosen = kstrtobool(value)
+    if chosen is None:
         yield OptionReport(shown, Verdict.INVALID, "a boolean was expected; nothing changed")
     else:
+        boot.forcedac = chosen
         yield OptionReport(shown, Verdict.INEFFECTIVE, "places I/O addresses; no part in the policy")
 
 

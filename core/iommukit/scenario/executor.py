@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from iommukit.device import Device
+from iommukit.device import Device, DmaOps
+from iommukit.domain import DomainType
 from iommukit.errors import InputError, IommuError, NotApplicable
 from iommukit.group import Group
 from iommukit.kernel.kernel import Kernel
@@ -16,6 +17,12 @@ from iommukit.scenario.faults import Faults, faulty_registry
 from iommukit.scenario.model import Scenario, Step
 from iommukit.scenario.result import UNDECIDED, BootResult, GroupState, Outcome, Result, StepResult
 from iommukit.vendors import Vendor, VendorRegistry
+
+if TYPE_CHECKING:
+    from iommukit.hw.platform import Platform
+
+MEMORY = 4 << 30
+"""Bytes of memory of the machines that scenarios run on."""
 
 
 class Run:
@@ -31,7 +38,8 @@ class Run:
             if not vendor.has(capability):
                 raise NotApplicable(f"{vendor.name} lacks {capability}")
         self.scenario = scenario
-        self.system = start_system(kernel, vendor, registry, scenario.machine, scenario.boot)
+        platform = _platform() if any(step.op == "dma" for step in scenario.steps) else None
+        self.system = start_system(kernel, vendor, registry, scenario.machine, scenario.boot, platform=platform)
         self.kernel = kernel
         self.owners: dict[str, object] = {}
         self.last_group: dict[str, Group] = {}
@@ -89,7 +97,7 @@ class Run:
             elif isinstance(answer, str):
                 result = answer
         if result == UNDECIDED:
-            reason = "page tables are not modelled for this vendor"
+            reason = self.why_undecided(step.arguments)
         groups, types, members = self.state()
         return StepResult(
             op=step.op,
@@ -102,6 +110,17 @@ class Run:
             attaches=system.attaches - before,
             reason=reason,
         )
+
+    def why_undecided(self, arguments: Any) -> str:
+        """Why nobody can say what becomes of a device's DMA."""
+        if self.device(arguments.device).dma_ops is DmaOps.PLATFORM:
+            return "the architecture's own mapping code is not modelled"
+        return "page tables are not modelled for this vendor"
+
+    def close(self) -> None:
+        """Give the hardware back."""
+        if self.system.platform is not None:
+            self.system.platform.close()
 
     def device(self, name: str) -> Device:
         """The device of that name."""
@@ -150,11 +169,24 @@ def _add(run: Run, arguments: Any) -> None:
     run.kernel.add(run.system, run.device(arguments.device))
 
 
+def _platform() -> Platform:
+    """Hardware of the vendor's own making; only runs that do DMA need it."""
+    from iommukit.hw.platform import ModelPlatform
+
+    return ModelPlatform(MEMORY)
+
+
 def _dma(run: Run, arguments: Any) -> str:
+    """Map memory and let the device use it: by its tables where there are any, else as far as policy decides."""
     device = run.device(arguments.device)
     if not device.present:
         raise IommuError("ENODEV", f"{device.name} is not there")
     works = device.dma_works()
+    on_hardware = device.unit is not None and device.unit.bus is not None and device.dma_ops is not DmaOps.PLATFORM
+    if on_hardware:
+        from iommukit.dma.transfer import transfer
+
+        works = transfer(device, arguments.bytes, arguments.direction)
     if works is None:
         return UNDECIDED
     if not works:
@@ -167,6 +199,8 @@ def _why_dead(device: Device) -> str:
         return "the device is in no domain"
     if device.attached.type.uses_dma_api:
         return "its mappings bypass the domain that translates its DMA"
+    if device.attached.type is DomainType.IDENTITY:
+        return "its mappings go to a domain that it is not attached to"
     return f"the device is in a {device.attached.type.sysfs} domain"
 
 
@@ -233,6 +267,7 @@ def execute(
         steps.append(done)
         for watch in watchers:
             findings.extend(f"after step {number} ({step.op}): {line}" for line in watch(run.system, done))
+    run.close()
     result.steps = tuple(steps)
     if findings:
         result.outcome, result.findings = Outcome.FAIL, tuple(findings)

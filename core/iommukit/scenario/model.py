@@ -47,6 +47,15 @@ class DmaStep(Strict):
     map: str = Field("4KiB", pattern=r"^[1-9][0-9]*(B|KiB|MiB|GiB)$")
     direction: str = Field("bidirectional", pattern=r"^(to_device|from_device|bidirectional)$")
 
+    @property
+    def bytes(self) -> int:
+        """The size of what is mapped."""
+        number = self.map.rstrip("BKMGi")
+        return int(number) << _SHIFTS[self.map.removeprefix(number)]
+
+
+_SHIFTS = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30}
+
 
 class ReadStep(Strict):
     """Read a file of a device's group: its lines are in the step's result."""
