@@ -1,20 +1,13 @@
-"""The rules that this suite holds a driver against, by number: ``DRV`` is the driver's contract, ``INV`` what always holds.
+"""The rules that this suite holds a driver against, by number: ``DRV`` is the driver's contract, ``INV`` what always holds,
+and the families of ``hardware_rules.py`` are tried on hardware.
 
 A scenario names rules of its own families.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A rule: what must hold, and why anybody cares."""
-
-    statement: str
-    because: str
-
+from iommukit_conformance.hardware_rules import HARDWARE
+from iommukit_conformance.rule import Rule
 
 RULES: dict[str, Rule] = {
     # ---- declaration and behaviour as a whole
@@ -245,6 +238,8 @@ RULES: dict[str, Rule] = {
         "A group with a device that has no flush queue is never DMA-FQ.",
         "An unmap that was not flushed leaves a device with access to freed memory.",
     ),
+    # ---- on hardware
+    **HARDWARE,
     # ---- the suite itself
     "SUITE-1": Rule(
         "The suite can tell right from wrong: kernels and scenarios load, the reference passes, wrong drivers fail.",
