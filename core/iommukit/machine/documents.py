@@ -122,7 +122,10 @@ def parse_documents(text: str, source: str) -> list[Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}" if mark else None
-        raise InputError(error.problem or "is not YAML", source=source, place=place) from error
+        problem = error.problem or "is not YAML"
+        if "nesting depth" in problem:  # newer parsers have a limit of their own
+            problem = "is nested too deeply"
+        raise InputError(problem, source=source, place=place) from error
     except yaml.YAMLError as error:
         raise InputError("is not YAML: " + " ".join(str(error).split()), source=source) from error
     except RecursionError as error:
