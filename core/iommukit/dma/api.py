@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from iommukit.device import Device, DmaOps
+from iommukit.dma.bounce import Bounce, must_bounce
 from iommukit.dma.flush_queue import Entry, FlushQueue
 from iommukit.dma.iova import IovaSpace
 from iommukit.dma.mapping import iommu_map, iommu_unmap_gathered
@@ -27,6 +28,15 @@ class Direction(enum.Enum):
     BIDIRECTIONAL = Prot.READ | Prot.WRITE
 
 
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One live mapping: whole granules (bytes), what it allows, and the pages that stand in for the buffer, if any."""
+
+    length: int
+    prot: Prot
+    bounce: Bounce | None
+
+
 @dataclass(slots=True, eq=False)
 class DmaSpace:
     """A default domain's I/O addresses, and its flush queue once it has one (``struct iommu_dma_cookie``)."""
@@ -36,8 +46,8 @@ class DmaSpace:
     clock: Clock
     iovas: IovaSpace
     queue: FlushQueue | None = None
-    sizes: dict[int, int] = field(default_factory=dict)
-    """Live mappings: first address of the granule to bytes."""
+    live: dict[int, Mapping] = field(default_factory=dict)
+    """Live mappings by their first granule."""
 
     def release(self, entry: Entry) -> None:
         """An address range may be used again, and so may its tables."""
@@ -90,7 +100,8 @@ def dma_map(device: Device, physical: int, size: int, direction: Direction) -> i
     """Map ``size`` bytes of memory from ``physical`` for a device.  Returns the address (bytes) that the device is to use.
 
     Where the device's mapping calls reach no domain the physical address is the answer, whether or not the device can use it.
-    Raises ``IommuError``: ``ENOSPC`` without a free address, and what the driver raises, as from ``iommu_map``.
+    An untrusted device gets a copy of a buffer that does not fill whole granules.  Raises ``IommuError``: ``ENOSPC`` without a
+    free address, ``EINVAL`` for too much to copy, and what the driver raises, as from ``iommu_map``.
     """
     if device.dma_ops is not DmaOps.IOMMU:
         return physical
@@ -104,13 +115,21 @@ def dma_map(device: Device, physical: int, size: int, direction: Direction) -> i
     granule = space.iovas.granule
     offset = physical % granule
     length = -(-(offset + size) // granule) * granule
-    iova = _take(space, device, length)
+    bounce = None
+    if must_bounce(device, physical, size, granule):
+        bounce = Bounce.make(space.memory, physical, size, granule)
+    target = bounce.pages if bounce is not None else physical - offset
+    iova = None
     try:
-        iommu_map(domain, iova, physical - offset, length, direction.value)
+        iova = _take(space, device, length)
+        iommu_map(domain, iova, target, length, direction.value)
     except IommuError:
-        space.iovas.free(iova, length)
+        if iova is not None:
+            space.iovas.free(iova, length)
+        if bounce is not None:
+            space.memory.pages.free(bounce.pages, bounce.length)
         raise
-    space.sizes[iova] = length
+    space.live[iova] = Mapping(length, direction.value, bounce)
     return iova + offset
 
 
@@ -127,9 +146,10 @@ def dma_unmap(device: Device, address: int) -> None:
     assert domain is not None
     space = _space(device, domain)
     iova = address - address % space.iovas.granule
-    length = space.sizes.pop(iova, 0)
-    if not length:
+    mapping = space.live.pop(iova, None)
+    if mapping is None:
         raise IommuError("EINVAL", f"{address:#x} is not mapped")
+    length = mapping.length
     queue = space.started_queue()
     gather = Gather(queued=queue is not None)
     iommu_unmap_gathered(domain, iova, length, gather)
@@ -138,3 +158,5 @@ def dma_unmap(device: Device, address: int) -> None:
     else:
         domain.ops.iotlb_sync(domain=domain, gather=gather)
         space.iovas.free(iova, length)
+    if mapping.bounce is not None:
+        mapping.bounce.finish(space.memory, mapping.prot)

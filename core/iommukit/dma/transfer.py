@@ -7,7 +7,7 @@ import numpy as np
 from iommukit.device import Device
 from iommukit.dma.api import Direction, dma_map, dma_unmap
 from iommukit.hw.memory import PAGE, PhysicalMemory
-from iommukit.hw.platform import Initiator
+from iommukit.hw.platform import Addresses, Initiator
 
 SPAN = 64
 """Bytes that the device moves at the buffer's beginning and end."""
@@ -26,44 +26,57 @@ def transfer(device: Device, size: int, direction: str) -> bool:
     room = -(-size // PAGE) * PAGE
     buffer = memory.pages.alloc(PAGE, room // PAGE)
     try:
+        starts = _fill(memory, buffer, size)
         address = dma_map(device, buffer, size, way)
         try:
             initiator = platform.initiator(device)
-            arrived = way is Direction.FROM_DEVICE or _read(initiator, memory, buffer, address, size)
-            return arrived and (way is Direction.TO_DEVICE or _written(initiator, memory, buffer, address, size))
+            if way is not Direction.FROM_DEVICE and not _reads(initiator, address, size, starts):
+                return False
+            if way is not Direction.TO_DEVICE:
+                _write(initiator, address, size)
         finally:
             dma_unmap(device, address)
+        # A driver looks at what its device has written once the mapping is gone.
+        return way is Direction.TO_DEVICE or _arrived(memory, buffer, size)
     finally:
         memory.pages.free(buffer, room)
 
 
 def _ends(size: int) -> list[tuple[int, int]]:
-    """Offset and length of what is moved at each end."""
-    length = min(size, SPAN)
-    return [(0, length), (size - length, length)] if size > length else [(0, length)]
+    """Offset and length of what is moved at each end; a small buffer is moved whole."""
+    return [(0, SPAN), (size - SPAN, SPAN)] if size > 2 * SPAN else [(0, size)]
 
 
-def _pattern(offset: int, length: int) -> bytes:
-    return bytes((offset * 7 + number * 13 + 1) % 255 + 1 for number in range(length))
+def _pattern(offset: int, length: int, salt: int) -> bytes:
+    return bytes((offset * 7 + number * 13 + salt) % 255 + 1 for number in range(length))
 
 
-def _read(initiator: Initiator, memory: PhysicalMemory, buffer: int, address: int, size: int) -> bool:
+def _fill(memory: PhysicalMemory, buffer: int, size: int) -> Addresses:
+    """Fill both ends, and the beginning of each page between them; returns these pages' offsets, which are what is in them."""
+    starts = np.arange(PAGE, max(size - SPAN - 7, 0), PAGE, dtype=np.uint64)
+    memory.words[(starts + np.uint64(buffer - memory.base)) >> np.uint64(3)] = starts
     for offset, length in _ends(size):
-        memory.write(buffer + offset, _pattern(offset, length))
+        memory.write(buffer + offset, _pattern(offset, length, 0))
+    return starts
+
+
+def _reads(initiator: Initiator, address: int, size: int, starts: Addresses) -> bool:
+    """Whether the device reads what is in the buffer."""
+    for offset, length in _ends(size):
         initiator.poke(0, bytes(length))
         initiator.load(address + offset, length)
-        if initiator.peek(0, length) != _pattern(offset, length):
+        if initiator.peek(0, length) != _pattern(offset, length, 0):
             return False
-    starts = np.arange(PAGE, size - 7, PAGE, dtype=np.uint64)
-    memory.words[(starts + np.uint64(buffer - memory.base)) >> np.uint64(3)] = starts
     return bool((initiator.load_words(starts + np.uint64(address)) == starts).all())
 
 
-def _written(initiator: Initiator, memory: PhysicalMemory, buffer: int, address: int, size: int) -> bool:
+def _write(initiator: Initiator, address: int, size: int) -> None:
+    """Let the device write both ends."""
     for offset, length in _ends(size):
-        memory.write(buffer + offset, bytes(length))
-        initiator.poke(0, _pattern(offset, length))
+        initiator.poke(0, _pattern(offset, length, 1))
         initiator.store(address + offset, length)
-        if memory.read(buffer + offset, length) != _pattern(offset, length):
-            return False
-    return True
+
+
+def _arrived(memory: PhysicalMemory, buffer: int, size: int) -> bool:
+    """Whether both ends are as the device has written them."""
+    return all(memory.read(buffer + offset, length) == _pattern(offset, length, 1) for offset, length in _ends(size))
