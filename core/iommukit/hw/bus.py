@@ -36,7 +36,11 @@ class PciInstructions(Protocol):
     """The PCI instructions of z/Architecture.  ``handle`` is a function handle; addresses are physical, in bytes."""
 
     def clp(self, request: bytes) -> tuple[Completion, bytes]:
-        """Call Logical Processor: a request block, and the answer block."""
+        """Call Logical Processor (CLP).
+
+        ``request`` is the request block and, right behind it, the header of the response block: each begins with its own length
+        (bytes, big-endian halfword).  Answers the response block, as long as its header said.
+        """
 
     def load(self, handle: int, space: int, offset: int, size: int) -> Completion:
         """PCI Load (PCILG)."""
@@ -51,7 +55,12 @@ class PciInstructions(Protocol):
         """Modify PCI Function Controls (MPCIFC): operation control, DMA address space, and the function information block (FIB)."""
 
     def store_event(self) -> bytes | None:
-        """The next PCI event's notification (CHSC Store Event Information), ``None`` where none is pending."""
+        """The next PCI event, ``None`` where none is pending.
+
+        It is the response block of CHSC Store Event Information for notification type 2: its length (halfword), the response
+        code 1 (halfword), 4 bytes of which the last is the notification type, 4 bytes of which the last is the content code
+        (1: an error event, 2: an availability event), and from byte 64 on the event itself.
+        """
 
 
 class Bus(Protocol):
