@@ -52,3 +52,10 @@ class IommuError(Exception):
 
 class NotApplicable(Exception):
     """A vendor or a kernel cannot express what a scenario asks for; ``str(error)`` is the reason shown beside N/A."""
+
+
+class HardwareLost(Exception):
+    """The hardware under a running kernel is gone: an emulator has died or stopped to answer.
+
+    ``str(error)`` is one line with its last words.  It is a finding about what the driver did to it, and never a pass.
+    """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,15 @@ from iommukit.hw.memory import DEFAULT_SIZE, PAGE, PhysicalMemory
 
 if TYPE_CHECKING:
     from iommukit.device import Device, Unit
+    from iommukit.hookspecs import Emulation
 
 Addresses = NDArray[np.uint64]
 
 UNMAPPED = np.uint64((1 << 64) - 1)
 """In an array of physical addresses: no translation."""
+
+LOW = 1 << 20
+"""The first MiB of memory is full of holes and firmware on some machines: nobody's buffers lie there."""
 
 
 class UnitModel(Protocol):
@@ -47,10 +51,14 @@ class Window:
 class Initiator(Protocol):
     """A device that does DMA when told: it has a buffer, loads memory into it and stores it to memory.
 
-    A load or store that the IOMMU stops leaves the buffer or the memory as it was; nobody is told, as with real devices.
+    A store that the IOMMU stops leaves the memory as it was.  A load that it stops brings nothing of the memory: the buffer is
+    as it was, or zero.  Nobody is told, as with real devices.
     """
 
     windows: Sequence[Window]
+    """To be mapped, for reading and writing, in any domain in which the device is to be used; addresses that no test may use."""
+    reach: int
+    """The first address (bytes) that is too high for the device."""
 
     def load(self, iova: int, size: int, at: int = 0) -> None:
         """Read ``size`` bytes (at most 2048) of memory into the buffer from offset ``at``."""
@@ -65,7 +73,11 @@ class Initiator(Protocol):
         """Fill the buffer.  It may take DMA through a window."""
 
     def load_words(self, iovas: Addresses) -> Addresses:
-        """The 64-bit word (little-endian) that the device reads at each address; ``UNMAPPED`` where nothing came."""
+        """The 64-bit word (little-endian) that the device reads at each address; ``UNMAPPED`` where nothing came.
+
+        Addresses are aligned to 8 bytes.  An emulated device that is stopped may read zeros, so there a zero counts as nothing:
+        fill the memory with something else.  A device that is blocked by its first fault, as on s390, is unblocked on the way.
+        """
 
 
 class Platform(Protocol):
@@ -87,14 +99,22 @@ class Platform(Protocol):
     def close(self) -> None:
         """Give everything back."""
 
+    def __enter__(self) -> Self:
+        """The platform itself, to be closed at the end of the block."""
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+
 
 class ModelPlatform:
     """The plugins' own hardware models, around 64 GiB of memory or as much as is asked for."""
 
     name = "model"
+    emulation: Emulation | None = None
 
     def __init__(self, size: int = DEFAULT_SIZE, base: int = 0) -> None:
         self.bus: ModelBus = ModelBus(PhysicalMemory(size, base))
+        self.buffers = range(base + LOW, self.bus.memory.pages.start)
         self._models: dict[int, UnitModel] = {}
 
     def install(self, units: Sequence[Unit], ops: Any) -> bool:
@@ -124,6 +144,7 @@ class ModelInitiator:
     """A DMA engine with a buffer of one page."""
 
     windows: Sequence[Window] = ()
+    reach = 1 << 64
 
     def __init__(self, platform: ModelPlatform, device: Device) -> None:
         self._platform = platform
