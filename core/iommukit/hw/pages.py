@@ -55,6 +55,26 @@ class PageAllocator:
         self.outstanding += wanted
         return address
 
+    def alloc_runs(self, size: int, count: int) -> list[tuple[int, int]]:
+        """``count`` tables of ``size`` bytes, as few runs as there are: address and number of adjoining tables.
+
+        Raises ``IommuError("ENOMEM")``, with nothing allocated.
+        """
+        if self.limit is not None and self.outstanding + size * count > self.limit:
+            raise IommuError("ENOMEM", "no page for a table")
+        try:
+            return [(self.alloc(size, count), count)]
+        except IommuError:
+            if count == 1:
+                raise
+        first = self.alloc_runs(size, count // 2)
+        try:
+            return first + self.alloc_runs(size, count - count // 2)
+        except IommuError:
+            for address, number in first:
+                self.free(address, size * number)
+            raise
+
     def free(self, address: int, size: int) -> None:
         """Give ``size`` bytes from ``address`` back: any part of what was handed out."""
         self._give(address, address + size)
