@@ -50,7 +50,8 @@ class VendorDeclaration:
     ``capabilities``: names from ``CAPABILITIES`` that hold for at least one modelled release.  ``hardware_options``: the keys of a
     machine's ``hardware`` mapping that it understands, each with one line of explanation; a machine that asks for another key is
     not this vendor's.  ``expected_failures``: rules that the driver knowingly breaks, each with the reason; a case of such a rule
-    that passes is a failure.
+    that passes is a failure.  ``hardware_variants``: by name, hardware (such keys, with values) whose page tables, TLB or queues
+    differ from the plain machine's; the suite's hardware rules are tried on each.
     """
 
     title: str
@@ -58,6 +59,7 @@ class VendorDeclaration:
     capabilities: frozenset[str]
     hardware_options: Mapping[str, str] = field(default_factory=dict)
     expected_failures: Mapping[str, str] = field(default_factory=dict)
+    hardware_variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 CAPABILITIES: Mapping[str, str] = {
@@ -72,6 +74,7 @@ CAPABILITIES: Mapping[str, str] = {
     "direct-regions": "firmware can ask for 1:1 regions that stay",
     "relaxable-regions": "firmware can ask for 1:1 regions that assignment may drop",
     "superpages": "maps pages larger than the granule",
+    "write-only": "page tables can let a device write without letting it read",
     "pasid": "process address spaces",
     "resv-firmware": "reports reserved regions from firmware",
     "legacy-strict-option": "has a vendor option of its own for strict mode",
@@ -527,13 +530,14 @@ class VendorSpec:
 
     @hookspec(firstresult=True)
     def walk_tables(  # type: ignore[empty-body]
-        self, memory: TableReader, roots: Mapping[str, int], requester: int | None
+        self, memory: TableReader, roots: Mapping[str, int], requester: int | None, iova: int | None
     ) -> Iterable[Walk]:
         """Decode the tables in a memory as the hardware would.
 
         Called when: ``iommukit walk`` looks at a dump.
         Arguments: ``memory``, of this machine or of another; ``roots``: values of the registers in ``table_roots``;
-        ``requester``: the only device, or ``None`` for all that have an entry.
+        ``requester``: the only device, or ``None`` for all that have an entry; ``iova``: the only address (bytes), or ``None`` for
+        the whole map.  ``iommukit.hw.decode`` goes through radix tables of any format.
         Returns: one walk for each device.  Default: the vendor's tables cannot be read.
         Errors: ``InputError`` for an address outside the memory and for a root that cannot be.
         Linux counterpart: ``domain_translation_struct`` in debugfs.

@@ -54,7 +54,7 @@ DEFAULTS: dict[str, Callable[..., Any]] = {
     "requester": lambda device: device.facts.pci.rid if device.facts.pci is not None else 0,
     "take_faults": lambda unit: (),
     "table_roots": dict,
-    "walk_tables": lambda memory, roots, requester: (),
+    "walk_tables": lambda memory, roots, requester, iova: (),
     "mistakes": lambda: (),
 }
 """What the core takes for an unimplemented hook; hooks not listed answer ``None``."""
@@ -144,6 +144,7 @@ class VendorRegistry:
         self._declarations: dict[str, VendorDeclaration] = {}
         self._vendors: dict[str, Vendor] = {}
         self._options: dict[Any, list[KernelOption]] = {}
+        self._wrappers: list[Any] = []
 
     @classmethod
     def installed(cls) -> VendorRegistry:
@@ -203,9 +204,11 @@ class VendorRegistry:
         return declaration
 
     def wrapped(self, plugin: Any) -> VendorRegistry:
-        """A second registry of the same vendors whose calls also pass through ``plugin``."""
+        """A second registry of the same vendors whose calls also pass through ``plugin``, inside all that was wrapped around these."""
         registry = VendorRegistry()
-        registry._manager.register(plugin)
+        for wrapper in (plugin, *self._wrappers):
+            registry._manager.register(wrapper)
+            registry._wrappers.append(wrapper)
         for name, vendor in self._plugins.items():
             registry.register(vendor, name)
         return registry
@@ -214,11 +217,13 @@ class VendorRegistry:
         """Add a plugin that is no vendor: a tracer, a counter, a fault injector, a quirk.  It sees every vendor's calls."""
         self._manager.register(plugin, name)
         self._manager.check_pending()
+        self._wrappers.append(plugin)
         self._rebind()
 
     def unwrap(self, plugin: Any) -> None:
         """Remove what ``wrap`` added."""
         self._manager.unregister(plugin)
+        self._wrappers.remove(plugin)
         self._rebind()
 
     def _drop(self, plugin: Any) -> None:

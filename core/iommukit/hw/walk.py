@@ -29,7 +29,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One page that the tables translate: addresses and ``size`` in bytes, permissions, and the entries from the root to it."""
+    """Pages that one table translates: addresses and ``size`` in bytes, permissions, and the entries from the root to the first.
+
+    All of it is one run: adjoining entries of a table with adjoining physical addresses and the same permissions.  With a
+    ``reason`` nothing is translated here: an entry is bad, and the last of ``path`` is that entry.
+    """
 
     iova: int
     physical: int
@@ -37,13 +41,18 @@ class Leaf:
     read: bool
     write: bool
     path: tuple[Step, ...] = ()
+    page: int = 0
+    """The size of each page (bytes); 0 where all of it is one page."""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Walk:
     """One device's translation: the entries that lead to its tables, and their pages by rising address.
 
-    ``pages`` can be gone through once.  ``reason`` says what is wrong with a bad entry.
+    ``pages`` can be gone through once: tables are read as it is.  Where one address was asked for it holds one leaf, the page or
+    the entry at which the walk ends, with a ``reason`` where nothing is translated.  ``reason`` says what is wrong with a bad
+    entry of the device.
     """
 
     requester: int
