@@ -1,6 +1,6 @@
-"""The rules that are tried on hardware, whether a model or QEMU: ``PT`` page tables, ``TLB`` invalidation, ``FAULT`` what the
-hardware tells, ``ATTACH`` which tables a device uses.
+"""The rules that are tried on hardware, whether a model or QEMU.
 
+``PT`` is page tables, ``TLB`` invalidation, ``FAULT`` what the hardware tells, ``ATTACH`` which tables a device uses.
 *Reaches* means that a device's DMA arrives: the bytes that it reads are the page's, or the page holds what it wrote.
 """
 
@@ -124,7 +124,7 @@ HARDWARE: dict[str, Rule] = {
         "A flush queue frees addresses and tables on its word.",
     ),
     "TLB-10": Rule(
-        "Invalidating one domain leaves other domains translating as they did, and unmapped pages of each are gone by its own sync.",
+        "Invalidating one domain leaves other domains translating as they did; what each unmaps is gone by its own sync.",
         "One device's unmap is no business of another's.",
     ),
     "TLB-11": Rule(
@@ -168,7 +168,7 @@ HARDWARE: dict[str, Rule] = {
         "This is what strict means.",
     ),
     "TLB-21": Rule(
-        "In a lazy domain an address is used again, and a table given back, only when no DMA reaches the old buffer there any more.",
+        "In a lazy domain an address is used again, and a table given back, only when no DMA there reaches the old buffer.",
         "A device may write a little longer, but never into the next buffer's place.",
     ),
     # ---- faults

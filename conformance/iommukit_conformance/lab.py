@@ -20,7 +20,6 @@ from iommukit.kernel.system import System
 from iommukit.machine.model import BootSpec, Machine
 from iommukit.policy import Era
 from iommukit.scenario.executor import execute
-from iommukit.scenario.faults import faulty_registry
 from iommukit.scenario.judge import judge
 from iommukit.scenario.model import Scenario
 from iommukit.scenario.result import Result
@@ -59,8 +58,6 @@ class Bench:
     def __init__(self, registry: VendorRegistry) -> None:
         self.recorder = Recorder()
         self.registry = registry.wrapped(self.recorder)
-        # The executor's own registry for fault injection must be listened to as well.
-        faulty_registry(self.registry)[0].wrap(self.recorder)
         self._labs: dict[tuple[str, str], Lab] = {}
 
     def lab(self, vendor: str, kernel: Kernel) -> Lab:

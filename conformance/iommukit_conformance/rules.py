@@ -1,7 +1,7 @@
-"""The rules that this suite holds a driver against, by number: ``DRV`` is the driver's contract, ``INV`` what always holds,
-and the families of ``hardware_rules.py`` are tried on hardware.
+"""The rules that this suite holds a driver against, by number: ``DRV`` is the driver's contract, ``INV`` what always holds.
 
-A scenario names rules of its own families.
+``hardware_rules.py`` has the families that are tried on hardware: ``PT``, ``TLB``, ``FAULT``, ``ATTACH``.  A scenario names
+rules of its own families.
 """
 
 from __future__ import annotations
