@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "run": "iommukit.cli.run",
     "boot": "iommukit.cli.boot",
     "diff": "iommukit.cli.diff",
+    "walk": "iommukit.cli.walk",
     "plugins": "iommukit.cli.plugins",
     "schema": "iommukit.cli.schema",
 }

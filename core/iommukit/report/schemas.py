@@ -69,6 +69,7 @@ SCHEMAS: dict[str, tuple[str, Callable[[], Schema]]] = {
     "matrix": ("iommukit matrix --json", lambda: _adapted(shapes.MatrixJson)),
     "diff": ("iommukit diff --json", lambda: _adapted(shapes.DiffJson)),
     "boot": ("iommukit boot --json", lambda: _adapted(shapes.BootsJson)),
+    "walk": ("iommukit walk --json", lambda: _adapted(shapes.WalkJson)),
     "plugins": ("iommukit plugins --json", lambda: _adapted(shapes.PluginsJson)),
     "declaration": ("what a vendor plugin declares", lambda: _adapted(VendorDeclaration)),
 }

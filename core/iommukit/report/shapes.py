@@ -271,3 +271,58 @@ class PluginsJson(TypedDict):
     """All installed vendor plugins."""
 
     plugins: list[PluginJson]
+
+
+@exact
+class EntryJson(TypedDict):
+    """An entry of a table: its name in the specification, its address and bits as 0x… text, and what they mean."""
+
+    name: str
+    address: str
+    value: str
+    meaning: str
+
+
+@exact
+class RangeJson(TypedDict):
+    """Adjoining pages with adjoining physical addresses and the same permissions.
+
+    ``size`` counts bytes, ``pages`` the pages of each size (bytes); ``entries`` lead to the first page.  Where there is a
+    ``reason``, nothing is translated and ``physical`` is null.
+    """
+
+    iova: str
+    size: int
+    physical: str | None
+    read: bool
+    write: bool
+    pages: dict[str, int]
+    entries: list[EntryJson]
+    reason: NotRequired[str]
+
+
+@exact
+class DeviceWalkJson(TypedDict):
+    """A device's entries and ranges; ``domain`` is the id, ASID or VMID that tags its translations."""
+
+    requester: str
+    device: str
+    mode: Literal["translated", "pass-through", "blocked", "bad entry"]
+    domain: int | None
+    reason: str
+    entries: list[EntryJson]
+    ranges: list[RangeJson]
+
+
+@exact
+class WalkJson(TypedDict):
+    """What the tables in a dump say; ``memory`` counts bytes, ``cut`` says why there may be more."""
+
+    dump: str
+    arch: str | None
+    memory: int
+    vendor: str
+    roots: dict[str, str]
+    iova: str | None
+    devices: list[DeviceWalkJson]
+    cut: str | None
