@@ -48,6 +48,10 @@ class Window:
     size: int
 
 
+class WindowClosed(Exception):
+    """A device does not reach its own window, so nobody can tell what is in its buffer."""
+
+
 class Initiator(Protocol):
     """A device that does DMA when told: it has a buffer, loads memory into it and stores it to memory.
 
@@ -67,7 +71,7 @@ class Initiator(Protocol):
         """Write ``size`` bytes (at most 2048) of the buffer from offset ``at`` to memory."""
 
     def peek(self, at: int, size: int) -> bytes:
-        """The buffer's contents.  It may take DMA through a window to look."""
+        """The buffer's contents.  It may take DMA through a window to look: raises ``WindowClosed`` where that is stopped."""
 
     def poke(self, at: int, data: bytes) -> None:
         """Fill the buffer.  It may take DMA through a window."""
