@@ -44,10 +44,12 @@ class Stage(enum.IntEnum):
     SMOKE = 1
     """Does the vendor boot a trivial machine and answer?"""
     CONTRACT = 2
-    SCENARIO = 3
-    WATCH = 4
+    HARDWARE = 3
+    """Rules that are tried on hardware: the vendor's own model of it, or QEMU's."""
+    SCENARIO = 4
+    WATCH = 5
     """Rules that are watched in every run."""
-    WRONG = 5
+    WRONG = 6
     """Wrong drivers that the suite must reject."""
 
 

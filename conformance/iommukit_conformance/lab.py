@@ -34,6 +34,9 @@ NIC: Spec = {"name": "nic", "id": "8086:10d3", "class": "020000", "kind": "endpo
 """An ordinary network card, fit for every architecture."""
 SECOND: Spec = {"name": "second", "id": "8086:10d3", "class": "020000", "kind": "endpoint"}
 
+MODEL = "model"
+"""The platform on which cases run unless told otherwise."""
+
 ISOLATED = ("SV", "RR", "CR", "UF")
 
 
@@ -53,10 +56,12 @@ class Run:
 
 
 class Bench:
-    """The vendors of one session, with a recorder around them, and their labs."""
+    """The vendors of one session on one kind of hardware, with a recorder around them, and their labs."""
 
-    def __init__(self, registry: VendorRegistry) -> None:
+    def __init__(self, registry: VendorRegistry, hardware: str = MODEL) -> None:
         self.recorder = Recorder()
+        self.hardware = hardware
+        """The platform's name on which hardware cases run."""
         self.registry = registry.wrapped(self.recorder)
         self._labs: dict[tuple[str, str], Lab] = {}
 
@@ -77,6 +82,7 @@ class Lab:
         self.recorder = bench.recorder
         self.vendor = vendor
         self.kernel = kernel
+        self.hardware = bench.hardware
         self._machines: dict[str, Machine] = {}
         self._runs: dict[str, Run] = {}
         self.scenarios_too = True
@@ -118,6 +124,12 @@ class Lab:
     def machine(self, *devices: Spec, hardware: Spec | None = None, **more: Any) -> Machine:
         """A machine of these devices."""
         fields = {"machine": "lab", "devices": devices, "hardware": hardware or {}, **more}
+        return self.document(fields)
+
+    two_cards = (NIC, SECOND)
+
+    def document(self, fields: Mapping[str, Any]) -> Machine:
+        """A whole machine document."""
         key = json.dumps(fields, sort_keys=True, default=str)
         if key not in self._machines:
             self._machines[key] = Machine.model_validate(fields)

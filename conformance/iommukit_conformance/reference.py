@@ -1,7 +1,8 @@
 """The reference driver: complete, honest and of no vendor.
 
 It is the suite's control: it must pass every case.  It is also what an author may read first, and what the wrong drivers
-are made of, each with one mistake.  Its hardware translates for everything on the PCI bus, 48 bits wide.
+are made of, each with one mistake.  Its hardware translates for everything on the PCI bus, 39 bits wide: ``reference_unit.py``
+is the hardware, ``reference_tables.py`` what the driver writes for it, ``reference_layout.py`` the bits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from iommukit.dma.setup import iommu_setup_dma_ops
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import InputError, IommuError
 from iommukit.group import Group
-from iommukit.hookspecs import ExampleDevice, FlushQueueOptions, VendorDeclaration, hookimpl
+from iommukit.hookspecs import ExampleDevice, FlushQueueOptions, Gather, VendorDeclaration, hookimpl
+from iommukit.hw.bus import ModelBus
+from iommukit.hw.fault import Fault
+from iommukit.hw.platform import Addresses, UnitModel
+from iommukit.hw.radix import Partial
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.cmdline import KernelOption, OptionReport, Stage, Verdict
 from iommukit.kernel.grouping import generic_device_group, pci_device_group
@@ -23,13 +28,16 @@ from iommukit.machine.acpi import TableFormat
 from iommukit.machine.model import Machine
 from iommukit.policy import DmaApiPolicy, Era
 from iommukit.regions import RegionType, ReservedRegion
+from iommukit_conformance.reference_layout import ADDRESS_BITS
 from iommukit_conformance.reference_table import TOYT, SharedMemory, Toyt
+from iommukit_conformance.reference_tables import ENTRY_BLOCKED, Control, ReferenceDomain
+from iommukit_conformance.reference_unit import ReferenceHardware
 
 NAME = "reference"
 OPTION = "reference_iommu"
 OFF = "reference.off"
 
-LAST_ADDRESS = (1 << 48) - 1
+LAST_ADDRESS = (1 << ADDRESS_BITS) - 1
 PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
 INTERRUPTS = ReservedRegion(0xFEE0_0000, 0xFEEF_FFFF, RegionType.MSI)
 
@@ -65,8 +73,11 @@ class ReferenceUnit:
 
     pass_through: bool
     table: Toyt | None
-    identity: Domain = field(default_factory=lambda: Domain(DomainType.IDENTITY, static=True))
-    blocked: Domain = field(default_factory=lambda: Domain(DomainType.BLOCKED, static=True))
+    emulated: bool = False
+    identity: Domain = field(default_factory=lambda: ReferenceDomain(DomainType.IDENTITY, page_sizes=PAGE_SIZES, static=True))
+    blocked: Domain = field(default_factory=lambda: ReferenceDomain(DomainType.BLOCKED, static=True))
+    control: Control | None = None
+    """The hardware, where the kernel runs on a platform."""
 
 
 def unit_of(device: Device) -> ReferenceUnit:
@@ -74,6 +85,27 @@ def unit_of(device: Device) -> ReferenceUnit:
     assert device.unit is not None
     state: ReferenceUnit = device.unit.state
     return state
+
+
+@dataclass(slots=True, eq=False)
+class PagedDomain(ReferenceDomain):
+    """A domain of a unit."""
+
+    unit: ReferenceUnit | None = None
+
+    @property
+    def control(self) -> Control:
+        """The unit's hardware: page tables are only asked for where there is some."""
+        assert self.unit is not None and self.unit.control is not None
+        return self.unit.control
+
+
+def move(device: Device, entry: int) -> None:
+    """Write a device's entry, where there is hardware."""
+    control = unit_of(device).control
+    if control is not None:
+        assert device.facts.pci is not None
+        control.set_entry(device.facts.pci.rid, entry)
 
 
 class Reference:
@@ -100,6 +132,7 @@ class Reference:
                     "direct-regions",
                     "relaxable-regions",
                     "superpages",
+                    "write-only",
                     "resv-firmware",
                     "legacy-strict-option",
                 }
@@ -108,6 +141,7 @@ class Reference:
                 "pass_through": "the unit can let requests through untranslated",
                 "emulated": "a hypervisor emulates the unit, and each flush is an exit: translation is strict",
             },
+            hardware_variants={"emulated": {"emulated": True}},
         )
 
     @hookimpl
@@ -152,8 +186,25 @@ class Reference:
         if machine.hardware.get("emulated"):
             boot.log.append("reference-iommu: emulated, using strict mode")
             boot.set_dma_strict()
-        state = ReferenceUnit(bool(machine.hardware.get("pass_through", True)), machine.firmware.get("TOYT"))
-        return (Unit("reference0", NAME, state=state),)
+        passes, emulated = bool(machine.hardware.get("pass_through", True)), bool(machine.hardware.get("emulated"))
+        return (Unit("reference0", NAME, state=ReferenceUnit(passes, machine.firmware.get("TOYT"), emulated)),)
+
+    @hookimpl
+    def create_unit(self, bus: ModelBus, unit: Unit) -> UnitModel:
+        """The hardware; an emulated unit keeps absent translations too."""
+        return ReferenceHardware(bus, keeps_absent=unit.state.emulated)
+
+    @hookimpl
+    def start_unit(self, unit: Unit) -> None:
+        """Tables, queue, translation on: nobody's requests pass until a device is attached."""
+        assert unit.bus is not None
+        unit.state.control = Control.start(unit.bus)
+
+    @hookimpl
+    def take_faults(self, unit: Unit) -> Sequence[Fault]:
+        """What the unit holds."""
+        control: Control = unit.state.control
+        return control.take_faults()
 
     # ---- devices -----------------------------------------------------------------------------------------------------
 
@@ -170,7 +221,8 @@ class Reference:
 
     @hookimpl
     def release_device(self, device: Device) -> None:
-        """Detach it."""
+        """Detach it, and let none of its requests through."""
+        move(device, ENTRY_BLOCKED)
         device.attached = None
 
     @hookimpl
@@ -236,24 +288,31 @@ class Reference:
         """Translated domains; identity where requests can pass; since 6.12 both others are static."""
         unit, era = unit_of(device), device.system.boot.era
         if type is DomainType.IDENTITY and unit.pass_through:
-            return unit.identity if era >= Era.V6_12 else Domain(type, page_sizes=PAGE_SIZES)
+            return unit.identity if era >= Era.V6_12 else ReferenceDomain(type, page_sizes=PAGE_SIZES)
         if type is DomainType.BLOCKED and era >= Era.V6_12:
             return unit.blocked
         if type is DomainType.DMA_FQ and not self.prefer_dma_api_fq(device):
             return None
         if type.uses_dma_api or type is DomainType.UNMANAGED:
-            return Domain(type, aperture=(0, LAST_ADDRESS), page_sizes=PAGE_SIZES)
+            domain = PagedDomain(type, aperture=(0, LAST_ADDRESS), page_sizes=PAGE_SIZES, unit=unit)
+            if unit.control is not None:
+                unit.control.equip(domain)
+            return domain
         return None
 
     @hookimpl
     def domain_free(self, domain: Domain) -> None:
-        """Nothing is kept beside the domain."""
+        """Its tables and its number, where there is hardware."""
+        if isinstance(domain, PagedDomain) and domain.table is not None:
+            domain.control.strip(domain)
 
     @hookimpl
     def attach_dev(self, domain: Domain, device: Device) -> None:
         """Refuse what the unit's 48 bits do not reach, then move the device."""
         if domain.aperture[0] > LAST_ADDRESS:
             raise IommuError("EINVAL", "the domain lies beyond the unit's addresses")
+        assert isinstance(domain, ReferenceDomain)
+        move(device, domain.entry)
         device.attached = domain
 
     @hookimpl
@@ -261,8 +320,52 @@ class Reference:
         """Since 6.12 the hardware drops a leaving device's requests."""
         if device.system.boot.era < Era.V6_12:
             return False
+        move(device, ENTRY_BLOCKED)
         device.attached = None
         return True
+
+    # ---- page tables and the TLB -------------------------------------------------------------------------------------
+
+    @hookimpl
+    def map_pages(self, domain: PagedDomain, iova: int, paddr: int, pgsize: int, pgcount: int, prot: int) -> int:
+        """The engine does it; a table that a large page takes the place of goes once the unit has forgotten it."""
+        assert domain.table is not None
+        freed: list[tuple[int, int]] = []
+        done = domain.table.map(iova, paddr, pgsize, pgcount, prot, freed)
+        if freed:
+            domain.control.sync(domain, Gather(iova, iova + done - 1, pgsize, freed=freed))
+        return done
+
+    @hookimpl
+    def unmap_pages(self, domain: PagedDomain, iova: int, pgsize: int, pgcount: int, gather: Gather) -> int:
+        """A large page goes as a whole or stays."""
+        assert domain.table is not None
+        done = domain.table.unmap(iova, pgsize, pgcount, partial=Partial.REFUSE, freed=gather.freed)
+        if done:
+            gather.add(iova, done, pgsize)
+        return done
+
+    @hookimpl
+    def iova_to_phys(self, domain: PagedDomain, iova: Addresses) -> Addresses:
+        """By the tables."""
+        assert domain.table is not None
+        return domain.table.lookup_many(iova)
+
+    @hookimpl
+    def flush_iotlb_all(self, domain: PagedDomain) -> None:
+        """The whole domain."""
+        domain.control.forget_domain(domain)
+
+    @hookimpl
+    def iotlb_sync(self, domain: PagedDomain, gather: Gather) -> None:
+        """What was gathered."""
+        domain.control.sync(domain, gather)
+
+    @hookimpl
+    def iotlb_sync_map(self, domain: PagedDomain, iova: int, size: int) -> None:
+        """An emulated unit has kept that there was nothing."""
+        if domain.unit is not None and domain.unit.emulated:
+            domain.control.forget_pages(domain, iova, iova + size - 1)
 
 
 driver = Reference()

@@ -23,6 +23,7 @@ MODULES = (
     "regions",
     "groups",
     "firmware",
+    "page_tables",
     "scenarios",
     "watched",
 )

@@ -1,0 +1,162 @@
+"""What the hardware cases run on, and how they are written.
+
+A case is a function of a ``Rig``.  It is carried out once on a machine of two network cards, or on the vendor's own document of
+such a machine, and on the model once more on each of the vendor's ``hardware_variants``, each time on a fresh rig.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from iommukit.errors import HardwareLost, InputError, IommuError, NotApplicable
+from iommukit.hw.platforms import model, platform_factory
+from iommukit.kernel.kernel import Kernel
+from iommukit.kernel.profiles import PROFILES
+from iommukit.kernel.start import start_system
+from iommukit.machine.model import BootSpec, Machine
+from iommukit.policy import Era
+from iommukit.vendors import VendorRegistry
+from iommukit_conformance.case import Case, Finding, Findings, Stage, Undecided
+from iommukit_conformance.lab import MODEL, Lab
+from iommukit_conformance.rig import Rig
+from iommukit_conformance.rules import RULES
+from iommukit_conformance.watched_bus import WatchedPlatform
+
+KERNELS = ("6.1", "7.2")
+"""The kernels whose drivers are tried on an emulator, unless others are asked for."""
+DOCUMENTED = (7, 2)
+"""The version of QEMU whose machine the model takes as well."""
+PLAIN = ""
+"""The machine without a variant."""
+
+
+def needs_hardware(lab: Lab) -> None:
+    """Raise ``NotApplicable`` where a vendor has no page tables, or no hardware of this kind."""
+    name, there = lab.vendor.name, lab.ops.implemented
+    if "map_pages" not in there:
+        raise NotApplicable(f"{name} has no page tables")
+    wanted = "create_unit" if lab.hardware == MODEL else "emulation"
+    if wanted not in there:
+        raise NotApplicable(f"{name} models no hardware" if lab.hardware == MODEL else f"{name} names no machine of QEMU")
+
+
+def variants(lab: Lab) -> Iterator[str]:
+    """The machines to try: variants once for each generation of drivers, and only on the model."""
+    yield PLAIN
+    if lab.hardware == MODEL and lab.kernel is _first_of(lab.era):
+        yield from lab.vendor.declaration.hardware_variants
+
+
+def _first_of(era: Era) -> Kernel:
+    return next(kernel for kernel in PROFILES.values() if kernel.era is era)
+
+
+def open_rig(
+    lab: Lab,
+    variant: str = PLAIN,
+    *,
+    devices: tuple[Mapping[str, Any], ...] = (),
+    registry: VendorRegistry | None = None,
+    **boot: Any,
+) -> Rig:
+    """Boot on fresh hardware; to be closed.  Other ``devices`` than two network cards only on the model.
+
+    Raises ``NotApplicable`` where the vendor has no such hardware, ``Undecided`` where it cannot be had on this computer.
+    """
+    needs_hardware(lab)
+    registry = registry or lab.registry
+    vendor = registry.get(lab.vendor.name)
+    try:
+        make = model if lab.hardware == MODEL else platform_factory(lab.hardware)
+        platform = WatchedPlatform(make(vendor))
+    except InputError as error:
+        if os.environ.get("CI"):
+            raise
+        raise Undecided(f"there is no {lab.hardware} here: {error}") from error
+    try:
+        machine = _machine(lab, platform, variant, devices)
+        boot.setdefault("kconfig", "strict")
+        system = start_system(lab.kernel, vendor, registry, machine, BootSpec(**boot), platform=platform)
+        if system.platform is None:
+            raise NotApplicable(f"{vendor.name} finds no unit on {platform.name}")
+        return Rig(system, platform)
+    except BaseException:
+        platform.close()
+        raise
+
+
+def _machine(lab: Lab, platform: WatchedPlatform, variant: str, devices: tuple[Mapping[str, Any], ...]) -> Machine:
+    emulation = platform.emulation or lab.ops.emulation(version=DOCUMENTED)
+    if devices:
+        if not platform.is_model:
+            raise NotApplicable(f"{platform.name} has other devices than this needs")
+        return lab.machine(*devices, hardware=lab.vendor.declaration.hardware_variants.get(variant))
+    if variant == PLAIN and emulation is not None:
+        return lab.document(emulation.machine)
+    return lab.machine(*lab.two_cards, hardware=lab.vendor.declaration.hardware_variants.get(variant))
+
+
+RigCheck = Callable[[Rig], Findings]
+
+
+def on_hardware(rule: str, **options: Any) -> Callable[[RigCheck], Case]:
+    """Make a case of a function of a rig.  Further options are those of ``Case``."""
+
+    def decorate(check: RigCheck) -> Case:
+        def run(lab: Lab) -> Findings:
+            yield from on_each(lab, lambda variant: _once(lab, variant, check))
+
+        name = check.__name__.removeprefix("test_")
+        return Case(name, run, rule, RULES[rule].statement, stage=Stage.HARDWARE, **options)
+
+    return decorate
+
+
+def with_lab(rule: str, **options: Any) -> Callable[[Callable[[Lab, str], Findings]], Case]:
+    """Make a case of a function of a lab and a variant, which opens rigs of its own."""
+
+    def decorate(check: Callable[[Lab, str], Findings]) -> Case:
+        def run(lab: Lab) -> Findings:
+            yield from on_each(lab, lambda variant: check(lab, variant))
+
+        name = check.__name__.removeprefix("test_")
+        return Case(name, run, rule, RULES[rule].statement, stage=Stage.HARDWARE, **options)
+
+    return decorate
+
+
+def _once(lab: Lab, variant: str, check: RigCheck) -> Findings:
+    with open_rig(lab, variant) as rig:
+        yield from check(rig)
+
+
+def on_each(lab: Lab, check: Callable[[str], Findings]) -> Findings:
+    """A check on each machine; not applicable where it is so on all."""
+    needs_hardware(lab)
+    reasons: list[NotApplicable] = []
+    looked = False
+    for variant in variants(lab):
+        try:
+            for answer in check(variant):
+                looked = True
+                yield _named(variant, answer)
+        except NotApplicable as error:
+            reasons.append(error)
+        except IommuError as error:
+            looked = True
+            yield _named(variant, f"the driver refuses what it should do: {error}")
+        except HardwareLost as error:
+            looked = True
+            yield _named(variant, f"the hardware does not survive it: {error}")
+    if reasons and not looked:
+        raise reasons[0]
+
+
+def _named(variant: str, answer: str | Finding | None) -> str | Finding | None:
+    if answer is None or not variant:
+        return answer
+    if isinstance(answer, Finding):
+        return Finding(answer.rule, f"with {variant}: {answer.text}")
+    return f"with {variant}: {answer}"

@@ -1,0 +1,129 @@
+"""A platform whose bus tells somebody after each register write: between two of them hardware goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from iommukit.device import Device, Unit
+from iommukit.hookspecs import Emulation
+from iommukit.hw.bus import Bus, Completion, PciInstructions
+from iommukit.hw.clock import Clock
+from iommukit.hw.memory import PhysicalMemory
+from iommukit.hw.platform import Initiator, Platform
+
+
+class WatchedBus:
+    """A bus with an ear: ``after`` is called when a register write, or an instruction that changes something, is done.
+
+    While it is ``holding`` they are kept back until ``let_go``, as writes that nobody has waited for.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.memory: PhysicalMemory = bus.memory
+        self.clock: Clock = bus.clock
+        self.instructions: PciInstructions | None = None
+        if bus.instructions is not None:
+            self.instructions = WatchedInstructions(bus.instructions, self)
+        self.after: Callable[[], None] | None = None
+        self.holding = False
+        self._held: list[Callable[[], Any]] = []
+
+    def carry_out(self, action: Callable[[], Any], otherwise: Any = None) -> Any:
+        """Do something to the hardware, now or, while ``holding``, later; then tell."""
+        if self.holding:
+            self._held.append(action)
+            return otherwise
+        answer = action()
+        if self.after is not None:
+            self.after()
+        return answer
+
+    def let_go(self) -> None:
+        """Do what was held back."""
+        self.holding = False
+        held, self._held = self._held, []
+        for action in held:
+            self.carry_out(action)
+
+    def read(self, address: int, size: int) -> int:
+        """Read a register."""
+        return self.bus.read(address, size)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Write a register."""
+        self.carry_out(lambda: self.bus.write(address, size, value))
+
+
+class WatchedInstructions:
+    """The PCI instructions of such a bus."""
+
+    DONE = Completion(0)
+
+    def __init__(self, instructions: PciInstructions, bus: WatchedBus) -> None:
+        self._do = instructions
+        self._bus = bus
+
+    def clp(self, request: bytes) -> tuple[Completion, bytes]:
+        """Passed on."""
+        return self._do.clp(request)
+
+    def load(self, handle: int, space: int, offset: int, size: int) -> Completion:
+        """Passed on."""
+        return self._do.load(handle, space, offset, size)
+
+    def store(self, handle: int, space: int, offset: int, value: int, size: int) -> Completion:
+        """Passed on."""
+        return self._do.store(handle, space, offset, value, size)
+
+    def refresh_translations(self, handle: int, address: int, size: int) -> Completion:
+        """Passed on and told."""
+        answer: Completion = self._bus.carry_out(lambda: self._do.refresh_translations(handle, address, size), self.DONE)
+        return answer
+
+    def modify_controls(self, handle: int, operation: int, space: int, block: bytes) -> Completion:
+        """Passed on and told."""
+        answer: Completion = self._bus.carry_out(lambda: self._do.modify_controls(handle, operation, space, block), self.DONE)
+        return answer
+
+    def store_event(self) -> bytes | None:
+        """Passed on."""
+        return self._do.store_event()
+
+
+class WatchedPlatform:
+    """A platform with such a bus."""
+
+    def __init__(self, platform: Any) -> None:
+        self.platform: Platform = platform
+        self.name: str = platform.name
+        self.is_model = platform.name == "model"
+        self.emulation: Emulation | None = platform.emulation
+        self.buffers: range = platform.buffers
+        self._bus: WatchedBus | None = None
+
+    @property
+    def bus(self) -> WatchedBus:
+        """The bus, watched; the s390 instructions are there once the units are."""
+        if self._bus is None or (self._bus.instructions is None and self.platform.bus.instructions is not None):
+            self._bus = WatchedBus(self.platform.bus)
+        return self._bus
+
+    def install(self, units: Sequence[Unit], ops: Any) -> bool:
+        """Make the units' hardware."""
+        return self.platform.install(units, ops)
+
+    def initiator(self, device: Device) -> Initiator:
+        """The device's DMA."""
+        return self.platform.initiator(device)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.platform.close()
+
+    def __enter__(self) -> WatchedPlatform:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
