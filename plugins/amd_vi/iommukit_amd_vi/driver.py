@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from iommukit.device import Device, Unit
 from iommukit.dma.setup import iommu_setup_dma_ops
@@ -24,12 +25,18 @@ from iommukit.machine.model import Machine
 from iommukit.policy import DmaApiPolicy, Era
 from iommukit.regions import RegionType, ReservedRegion
 from iommukit_amd_vi import options
-from iommukit_amd_vi.domains import allocate
+from iommukit_amd_vi.attach import block, enter
+from iommukit_amd_vi.domains import AmdDomain, allocate, equip
 from iommukit_amd_vi.firmware import IVRS, Ivrs
 from iommukit_amd_vi.hardware import OPTIONS
 from iommukit_amd_vi.layout import HD_SUP, HT_WINDOW, MSI_WINDOW
 from iommukit_amd_vi.setup import DRIVER, AmdUnit, AmdVi, bring_up, detect
 from iommukit_amd_vi.units import AcpiDevice, Iommu, Segment, is_iommu_class, unity_region
+
+if TYPE_CHECKING:
+    from iommukit.hw.bus import ModelBus
+    from iommukit.hw.fault import Fault
+    from iommukit.hw.platform import UnitModel
 
 VENDOR = "amd_vi"
 
@@ -127,6 +134,32 @@ EXAMPLES: dict[str, ExampleDevice] = {
 def early_quirks(machine: Machine, boot: BootState) -> None:
     """Detect and read the table."""
     boot.options[DRIVER] = detect(machine, boot)
+
+
+@hookimpl
+def create_unit(bus: ModelBus, unit: Unit) -> UnitModel:
+    """The hardware model of an IOMMU."""
+    from iommukit_amd_vi.unit import AmdModel
+
+    return AmdModel(bus, unit.state.iommu)
+
+
+@hookimpl
+def start_unit(unit: Unit) -> None:
+    """Bring an IOMMU's hardware up."""
+    from iommukit_amd_vi.start import start
+
+    assert unit.bus is not None
+    start(unit.state, unit.bus)
+
+
+@hookimpl
+def take_faults(unit: Unit) -> Sequence[Fault]:
+    """Read the event log."""
+    from iommukit_amd_vi.start import take_events
+
+    hardware = unit.state.hardware
+    return take_events(hardware) if hardware is not None else ()
 
 
 @hookimpl
@@ -235,8 +268,20 @@ def probe_finalize(device: Device) -> None:
 
 @hookimpl
 def release_device(device: Device) -> None:
-    """Forget the device; what it did to the tables stays."""
+    """Forget the device; it may do no DMA any more, and what it did to the firmware's tables stays."""
+    if device.unit is not None and device.unit.bus is not None:
+        block(device)
     device.vendor_state = None
+
+
+@hookimpl
+def requester(device: Device) -> int:
+    """The id under which the device's requests arrive: the table's alias where it has one."""
+    state = device.vendor_state
+    if isinstance(state, DeviceState) and device.unit is not None:
+        segment: Segment = _unit(device).driver.platform.segment(state.segment)
+        return segment.alias_of(state.devid)
+    return device.facts.pci.rid if device.facts.pci is not None else 0
 
 
 @hookimpl
@@ -335,7 +380,10 @@ def capable(device: Device, capability: str) -> bool:
 def domain_alloc(device: Device, type: DomainType) -> Domain | None:
     """A domain of the driver's generation (``amd_iommu_domain_alloc``, ``…_alloc_paging_flags``, static domains)."""
     unit = _unit(device)
-    return allocate(unit.driver, unit.iommu, type, pasids="pasid" in _capabilities(device))
+    domain = allocate(unit.driver, unit.iommu, type, pasids="pasid" in _capabilities(device))
+    if domain is not None and unit.hardware is not None:
+        equip(domain, unit)
+    return domain
 
 
 @hookimpl
@@ -343,6 +391,8 @@ def attach_dev(domain: Domain, device: Device) -> None:
     """Enter the domain in the device table (``amd_iommu_attach_device``); 7.2 refuses identity under SNP only here."""
     if domain.type is DomainType.IDENTITY and _era(device) >= Era.V7_2 and _unit(device).driver.snp:
         raise IommuError("EINVAL", "SNP forbids identity")
+    if _unit(device).hardware is not None and isinstance(domain, AmdDomain):
+        enter(domain, device)
     device.attached = domain
 
 
@@ -351,5 +401,7 @@ def set_dev_blocked(device: Device) -> bool:
     """Clear the device table entry of a leaving device (``release_domain``, since 6.12)."""
     if _era(device) < Era.V6_12:
         return False
+    if _unit(device).hardware is not None:
+        block(device)
     device.attached = None
     return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from iommukit.domain import Domain
+from iommukit.errors import IommuError
 from iommukit.kernel.boot import BootState
 from iommukit.machine.model import Machine
 from iommukit.policy import Era
@@ -21,12 +21,18 @@ from iommukit_amd_vi.units import Iommu, Platform, read_platform
 if TYPE_CHECKING:
     from iommukit.device import Device
     from iommukit.kernel.system import System
+    from iommukit_amd_vi.domains import AmdDomain
+    from iommukit_amd_vi.queue import DeviceTable
+    from iommukit_amd_vi.start import Running
 
 DRIVER = "amd_vi.driver"
 """Where ``BootState.options`` keeps the ``AmdVi`` of a boot."""
 
 STONEY_RIDGE = "1002:98e4"
 """Graphics beside which the IOMMU is not used: translation disturbs them."""
+
+MAX_DOMAINS = 1 << 16
+"""Domain ids are 16 bits wide."""
 
 V2_REFUSED = "AMD-Vi: Cannot enable v2 page table for DMA-API. Fallback to v1."
 
@@ -49,10 +55,31 @@ class AmdVi:
     host_tables: bool = True
     efr: int = 0
     snp: bool = False
-    identity: Domain | None = None
-    blocked: Domain | None = None
+    identity: AmdDomain | None = None
+    blocked: AmdDomain | None = None
     printed: set[str] = field(default_factory=set)
     """Messages that are printed once and have been."""
+    device_tables: dict[int, DeviceTable] = field(default_factory=dict)
+    """By PCI segment, where the driver runs on hardware."""
+    ids: set[int] = field(default_factory=set)
+    """Domain ids in use."""
+
+    def take_id(self) -> int:
+        """The lowest domain id that is free (``domain_id_alloc``).  Raises ``IommuError("ENOSPC")``."""
+        for id in range(1, MAX_DOMAINS):
+            if id not in self.ids:
+                self.ids.add(id)
+                return id
+        raise IommuError("ENOSPC", "no domain id is free")
+
+    def give_id(self, id: int) -> None:
+        """Take a domain id back; nothing of it is cached any more."""
+        self.ids.discard(id)
+
+    @property
+    def np_cache(self) -> bool:
+        """Whether any IOMMU caches absent entries (``amd_iommu_np_cache``)."""
+        return any(iommu.np_cache for iommu in self.platform.iommus)
 
     def print_once(self, system: System, message: str, device: Device | None = None) -> None:
         """Log a message, of a device or of the driver, unless it has been logged before."""
@@ -70,17 +97,23 @@ class AmdVi:
         return bool(GT_SUP.get(features) and PPR_SUP.get(features))
 
     @property
+    def walkable_levels(self) -> int:
+        """Levels of host tables that every IOMMU walks (HATS)."""
+        return min((4 + HATS.get(iommu.efr) for iommu in self.platform.iommus), default=6)
+
+    @property
     def interrupts_remapped(self) -> bool:
         """``irq_remapping_enabled``."""
         return self.platform.southbridge_ioapic
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class AmdUnit:
-    """``Unit.state``: the IOMMU and the driver that runs it."""
+    """``Unit.state``: the IOMMU, the driver that runs it, and its hardware once it has been brought up."""
 
     iommu: Iommu
     driver: AmdVi
+    hardware: Running | None = None
 
 
 def guest_tables(features: int) -> bool:

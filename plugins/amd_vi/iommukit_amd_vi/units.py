@@ -14,7 +14,7 @@ from iommukit.regions import RegionType, ReservedRegion
 from iommukit_amd_vi.firmware import Ivhd, Ivhd10, Ivhd11, Ivhd40, Ivmd, Ivrs, MemoryFlags, UidFormat, Variety
 from iommukit_amd_vi.firmware_entries import AcpiHid, AliasSelect, All, ExtendedSelect, RangeEnd, Select
 from iommukit_amd_vi.hardware import Hardware, check_units, read_hardware
-from iommukit_amd_vi.layout import EMULATED_EFR, FEATURE_GA_SUP, GA_SUP, MSI_WINDOW, SOUTHBRIDGE_IOAPIC, XT_SUP
+from iommukit_amd_vi.layout import DEFAULT_BASE, EMULATED_EFR, FEATURE_GA_SUP, GA_SUP, MSI_WINDOW, SOUTHBRIDGE_IOAPIC, XT_SUP
 
 ALL_DEVICES = 0xFFFF
 PAGE = 0x1000
@@ -41,6 +41,8 @@ class Iommu:
     guest_interrupts: bool = True
     """GASup in the table: interrupt entries of 128 bits, which remapping for guests and x2APIC need."""
     x2apic: bool = False
+    base: int = DEFAULT_BASE
+    """The physical address of its registers."""
 
     @property
     def name(self) -> str:
@@ -228,7 +230,7 @@ def _described(table: Ivrs, hardware: Hardware) -> Platform:
 
 
 def _iommu(ivhd: Ivhd, index: int, hardware: Hardware, efr_sup: bool) -> Iommu:
-    iommu = Iommu(index, ivhd.segment, ivhd.device, ivhd.capability_offset)
+    iommu = Iommu(index, ivhd.segment, ivhd.device, ivhd.capability_offset, base=ivhd.address)
     if isinstance(ivhd, Ivhd10):
         iommu.guest_interrupts = bool(FEATURE_GA_SUP.get(ivhd.feature_reporting))
     if not isinstance(ivhd, Ivhd11 | Ivhd40):
