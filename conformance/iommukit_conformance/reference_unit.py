@@ -148,9 +148,9 @@ class ReferenceHardware:
         found = self._tlb.lookup(domain, iova)
         if found is None:
             shift, page, allowed = self._walk(entry & ENTRY_TABLE, iova)
-            if allowed or self._keeps_absent:
-                self._tlb.insert(domain, iova, shift, page, allowed)
             found = page + (iova & (1 << shift) - 1), allowed
+            if allowed or self._keeps_absent:
+                self._tlb.insert(domain, iova, shift, *found)
         physical, allowed = found
         if not allowed & (WRITE if write else READ):
             self._fault(requester, iova, write, NOT_ALLOWED if allowed else ABSENT)

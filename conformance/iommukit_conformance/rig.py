@@ -169,7 +169,7 @@ class Rig:
         return address
 
     def stamp(self, physical: int, size: int) -> None:
-        """Let words hold their own addresses, as far as the range is memory for buffers; of very long ranges, where ``spots`` are."""
+        """Let words hold their own addresses, as far as the range is memory for buffers; of very long ranges, the ``spots``."""
         buffers = self.platform.buffers
         first, last = max(physical, buffers.start), min(physical + size, buffers.stop)
         if last - first <= WHOLE:
@@ -392,8 +392,8 @@ class Rig:
     ) -> Iterator[str | None]:
         """A device reads a range: the physical range is what it must reach, or nothing, though it ``was`` at another before."""
         spots = [offset for offset in self.spots(size) if physical is None or self.is_buffer(physical + offset)]
-        for known in (physical, was):
-            for offset in spots if known is not None else ():
+        for known in (place for place in (physical, was) if place is not None):
+            for offset in spots:
                 if self.is_buffer(known + offset):
                     self._stamp_here(known + offset)
         for offset, at in zip(spots, self.reached(device, *(iova + offset for offset in spots)), strict=True):
