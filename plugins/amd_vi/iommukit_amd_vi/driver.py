@@ -15,7 +15,7 @@ from iommukit.dma.setup import iommu_setup_dma_ops
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import IommuError
 from iommukit.group import Group
-from iommukit.hookspecs import ExampleDevice, VendorDeclaration, hookimpl
+from iommukit.hookspecs import Emulation, ExampleDevice, VendorDeclaration, hookimpl
 from iommukit.kernel import cmdline
 from iommukit.kernel.aliases import add_dma_alias, dma_aliases
 from iommukit.kernel.boot import BootState
@@ -160,6 +160,14 @@ def take_faults(unit: Unit) -> Sequence[Fault]:
 
     hardware = unit.state.hardware
     return take_events(hardware) if hardware is not None else ()
+
+
+@hookimpl
+def emulation(version: tuple[int, int]) -> Emulation | None:
+    """QEMU's q35 with an ``amd-iommu``."""
+    from iommukit_amd_vi.emulation import emulated_machine
+
+    return emulated_machine(version)
 
 
 @hookimpl

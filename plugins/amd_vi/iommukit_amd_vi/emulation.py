@@ -1,0 +1,42 @@
+"""The machine of QEMU that has an ``amd-iommu``, and what that one does otherwise than the specification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iommukit.hookspecs import Emulation
+from iommukit_amd_vi.layout import EMULATED_EFR
+
+_EDU: dict[str, Any] = {"id": "1234:11e8", "class": "00ff00", "kind": "conventional"}
+
+MACHINE: dict[str, Any] = {
+    "machine": "q35-amd-iommu",
+    "arch": "x86_64",
+    # NpCache stands in QEMU's capability header; its cache holds no absent entries.
+    "hardware": {"efr": EMULATED_EFR, "np_cache": True},
+    "devices": [
+        {"name": "nic", "address": "0000:00:03.0", **_EDU},
+        {"name": "second", "address": "0000:00:04.0", **_EDU},
+        {"name": "bulk", "address": "0000:00:05.0", "id": "1000:0012", "class": "010000", "kind": "conventional"},
+    ],
+}
+"""The IOMMU's own function takes slot 1."""
+
+_OPTIONS = {7: "", 9: ",pt=off", 11: ",dma-remap=on"}
+"""By the first major version that needs them: without them DMA is silently passed through."""
+
+DEVIATIONS: dict[str, str] = {}
+"""What QEMU gets wrong, by rule."""
+
+
+def emulated_machine(version: tuple[int, int]) -> Emulation | None:
+    """The machine of a version; none before 7."""
+    fitting = [major for major in _OPTIONS if major <= version[0]]
+    if not fitting:
+        return None
+    return Emulation(
+        binary="x86_64",
+        arguments=("-M", "q35", "-device", f"amd-iommu{_OPTIONS[fitting[-1]]}"),
+        machine=MACHINE,
+        deviations=DEVIATIONS,
+    )
