@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iommukit.device import Device, Unit
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import IommuError
 from iommukit.group import Group
-from iommukit.hookspecs import ExampleDevice, VendorDeclaration, hookimpl
+from iommukit.hookspecs import ExampleDevice, Gather, VendorDeclaration, hookimpl
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.cmdline import KernelOption
 from iommukit.kernel.grouping import generic_device_group, pci_device_group
@@ -24,6 +24,12 @@ from iommukit_arm_smmu.iort import IortDescription
 from iommukit_arm_smmu.options import Hardware, read_hardware
 from iommukit_arm_smmu.smmu import Smmu, SmmuDomain, smmu_of, start_units
 from iommukit_arm_smmu.streams import HISILICON_PTT, StreamMap, is_qcom_client
+
+if TYPE_CHECKING:
+    from iommukit.hw.bus import ModelBus
+    from iommukit.hw.fault import Fault
+    from iommukit.hw.platform import Addresses, UnitModel
+    from iommukit_arm_smmu.hardware import Context, Running
 
 _REGION = {"start": 0x5FF0_0000, "end": 0x5FF0_FFFF}
 """64 KiB near the end of the first 512 MiB of memory."""
@@ -105,6 +111,49 @@ def discover(machine: Machine, boot: BootState) -> Sequence[Unit]:
 
 
 @hookimpl
+def create_unit(bus: ModelBus, unit: Unit) -> UnitModel | None:
+    """The hardware model of an SMMUv3; there is none of SMMUv2."""
+    smmu: Smmu = unit.state
+    if smmu.version == 2:
+        return None
+    from iommukit_arm_smmu.model import build_unit
+
+    return build_unit(bus, smmu)
+
+
+@hookimpl
+def start_unit(unit: Unit) -> None:
+    """Check what the registers say and bring the unit up (``arm_smmu_device_probe``)."""
+    from iommukit_arm_smmu.hardware import Expected, Running
+
+    smmu: Smmu = unit.state
+    assert unit.bus is not None
+    hardware = smmu.hardware
+    expected = Expected(
+        frozenset(hardware.stages),
+        frozenset(hardware.granules),
+        hardware.oas,
+        smmu.facts.coherent_walk,
+        smmu.description.sid_bits,
+    )
+    smmu.running = Running(unit.bus, smmu.facts.base, expected, smmu.era, smmu.asids, stop_unattached=smmu.stops_unattached)
+
+
+@hookimpl
+def requester(device: Device) -> int:
+    """The first stream id."""
+    master: Master = device.vendor_state
+    return master.ids[0]
+
+
+@hookimpl
+def take_faults(unit: Unit) -> Sequence[Fault]:
+    """What the event queue holds."""
+    smmu: Smmu = unit.state
+    return smmu.running.take_faults() if smmu.running is not None else ()
+
+
+@hookimpl
 def example_device(role: str, boot: BootState) -> ExampleDevice | None:
     """HiSilicon's trace device needs identity; regions come from an IORT."""
     return EXAMPLES.get(role)
@@ -125,15 +174,24 @@ def probe_device(device: Device, units: Sequence[Unit]) -> Unit | None:
     unit = units[master.unit]
     smmu: Smmu = unit.state
     smmu.streams.claim(device, master.ids, device.system.boot.era)
+    if smmu.running is not None:
+        try:
+            smmu.running.insert(master.ids)
+        except IommuError:
+            smmu.streams.release(device)
+            raise
     device.vendor_state = master
     return unit
 
 
 @hookimpl
 def release_device(device: Device) -> None:
-    """Give the stream ids back."""
+    """Give the stream ids back, with their entries as they were before the device came."""
     if device.unit is not None:
-        smmu_of(device).streams.release(device)
+        smmu = smmu_of(device)
+        if smmu.running is not None:
+            smmu.running.release(device.vendor_state.ids, passes=device.require_direct)
+        smmu.streams.release(device)
 
 
 @hookimpl
@@ -220,7 +278,8 @@ def capable(device: Device, capability: str) -> bool:
 def domain_alloc(device: Device, type: DomainType) -> Domain | None:
     """Before 6.12 allocated, and none to block; since then identity and blocked are static.
 
-    SMMUv3 fixes the format at allocation since 6.12; otherwise the first attachment does.
+    SMMUv3 fixes the format at allocation since 6.12; otherwise the first attachment does.  On hardware allocation does always, so
+    that there are tables to map into before the first attachment.
     """
     smmu = smmu_of(device)
     era = device.system.boot.era
@@ -230,7 +289,7 @@ def domain_alloc(device: Device, type: DomainType) -> Domain | None:
     if refused or not (type.uses_dma_api or type in (DomainType.UNMANAGED, DomainType.IDENTITY)):
         return None
     domain = SmmuDomain(type)
-    if era >= Era.V6_12 and smmu.version == 3:
+    if (era >= Era.V6_12 and smmu.version == 3) or smmu.running is not None:
         assert device.unit is not None
         smmu.settle(domain, device.unit)
     return domain
@@ -246,4 +305,74 @@ def attach_dev(domain: Domain, device: Device) -> None:
             smmu.settle(domain, device.unit)
         elif domain.unit is not device.unit:
             raise IommuError("ENXIO" if smmu.version == 3 and device.system.boot.era < Era.V6_12 else "EINVAL")
+    running = smmu_of(device).running
+    if running is not None:
+        context = domain.context if isinstance(domain, SmmuDomain) else None
+        running.attach(device.vendor_state.ids, context, domain.type, attached=device.attached is not None)
     device.attached = domain
+
+
+@hookimpl
+def domain_free(domain: Domain) -> None:
+    """Forget what is cached of a domain, then give its tables and its number back (``arm_smmu_domain_free``)."""
+    if isinstance(domain, SmmuDomain) and domain.running is not None and domain.context is not None:
+        domain.running.free_context(domain.context)
+        domain.context = None
+
+
+@hookimpl
+def set_dev_blocked(device: Device) -> bool:
+    """An entry that stops everything."""
+    running = smmu_of(device).running
+    if running is None:
+        return False
+    running.block(device.vendor_state.ids)
+    device.attached = None
+    return True
+
+
+# ---- page tables and TLB ---------------------------------------------------------------------------------------------
+
+
+def _tables(domain: Domain) -> tuple[Running, Context]:
+    assert isinstance(domain, SmmuDomain)
+    if domain.running is None or domain.context is None:
+        raise IommuError("ENODEV", "the domain has no tables")
+    return domain.running, domain.context
+
+
+@hookimpl
+def map_pages(domain: Domain, iova: int, paddr: int, pgsize: int, pgcount: int, prot: int) -> int:
+    """Write descriptors (``arm_smmu_map_pages``)."""
+    running, context = _tables(domain)
+    return running.map(context, iova, paddr, pgsize, pgcount, prot)
+
+
+@hookimpl
+def unmap_pages(domain: Domain, iova: int, pgsize: int, pgcount: int, gather: Gather) -> int:
+    """Clear descriptors (``arm_smmu_unmap_pages``): parts of a block split it, since 6.13 they are refused."""
+    running, context = _tables(domain)
+    return running.unmap(context, iova, pgsize, pgcount, gather)
+
+
+@hookimpl
+def iova_to_phys(domain: Domain, iova: Addresses) -> Addresses:
+    """By the tables; identity is itself (``arm_smmu_iova_to_phys``)."""
+    if domain.type is DomainType.IDENTITY:
+        return iova
+    running, context = _tables(domain)
+    return running.look_up(context, iova)
+
+
+@hookimpl
+def flush_iotlb_all(domain: Domain) -> None:
+    """Everything of the domain's ASID or VMID (``arm_smmu_flush_iotlb_all``)."""
+    if isinstance(domain, SmmuDomain) and domain.running is not None and domain.context is not None:
+        domain.running.forget_all(domain.context)
+
+
+@hookimpl
+def iotlb_sync(domain: Domain, gather: Gather) -> None:
+    """A range, in the pages' size (``arm_smmu_iotlb_sync``)."""
+    if isinstance(domain, SmmuDomain) and domain.running is not None and domain.context is not None:
+        domain.running.sync(domain.context, gather)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from iommukit.device import Device, Unit
 from iommukit.domain import Domain, DomainType
+from iommukit.errors import IommuError
 from iommukit.kernel.boot import BootState
 from iommukit.policy import Era
 from iommukit_arm_smmu.described import Description, UnitFacts
-from iommukit_arm_smmu.options import Hardware
+from iommukit_arm_smmu.options import Hardware, unattached_streams_fault
 from iommukit_arm_smmu.streams import StreamMap, StreamTable
+
+if TYPE_CHECKING:
+    from iommukit_arm_smmu.hardware import Context, Running
 
 VENDOR = "arm_smmu"
 
@@ -47,6 +52,25 @@ class SmmuDomain(Domain):
     """An allocated domain.  The first unit that it meets settles its format, and it belongs to that unit from then on."""
 
     unit: Unit | None = None
+    running: Running | None = None
+    """The hardware of that unit, where there is any."""
+    context: Context | None = None
+    """Tables in its memory; none for identity."""
+
+
+@dataclass(slots=True)
+class Numbers:
+    """Numbers from 1 on, the lowest free first."""
+
+    taken: set[int] = field(default_factory=set)
+
+    def take(self, limit: int) -> int:
+        """A number below ``limit``.  Raises ``ENOSPC``."""
+        number = next((number for number in range(1, limit) if number not in self.taken), None)
+        if number is None:
+            raise IommuError("ENOSPC", "all numbers are taken")
+        self.taken.add(number)
+        return number
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +82,13 @@ class Smmu:
     description: Description
     streams: StreamTable | StreamMap
     domains: StaticDomains
+    era: Era
+    stops_unattached: bool
+    """Streams without a domain are stopped."""
+    asids: Numbers
+    """Of all units together (``arm_smmu_asid_xa``)."""
+    running: Running | None = None
+    """The unit's hardware, once ``start_unit`` has brought it up."""
 
     @property
     def version(self) -> int:
@@ -81,17 +112,27 @@ class Smmu:
         return sizes | BLOCK_4T if self.granule == "64K" and self.hardware.oas > 48 else sizes
 
     @property
+    def stage(self) -> int:
+        """The stage that a domain uses: 1 where the hardware has it."""
+        return 1 if 1 in self.hardware.stages else 2
+
+    @property
     def input_bits(self) -> int:
         """Width of the addresses that a domain translates: stage 1's where the hardware has it, else stage 2's."""
-        bits = self.hardware.va_bits if 1 in self.hardware.stages else self.hardware.ias
+        bits = self.hardware.va_bits if self.stage == 1 else self.hardware.ias
         return min(bits, 52 if self.granule == "64K" else 48)
 
     def settle(self, domain: SmmuDomain, unit: Unit) -> None:
-        """Fix a domain's format to this unit (``arm_smmu_domain_finalise``, ``arm_smmu_init_domain_context``)."""
-        domain.unit = unit
+        """Fix a domain's format to this unit (``arm_smmu_domain_finalise``, ``arm_smmu_init_domain_context``).
+
+        Raises ``ENOMEM`` or ``ENOSPC``, with the domain as it was, where the hardware's part cannot be had.
+        """
         if domain.type is not DomainType.IDENTITY:
+            if self.running is not None:
+                domain.context = self.running.new_context(self.granule, self.input_bits, self.stage)
             domain.aperture = (0, (1 << self.input_bits) - 1)
             domain.page_sizes = self.page_sizes
+        domain.unit, domain.running = unit, self.running
 
     def lines(self, era: Era) -> list[str]:
         """What the driver prints when it finds the unit; SMMUv2's longer list has no part here."""
@@ -117,7 +158,7 @@ def start_units(description: Description, hardware: Hardware, boot: BootState) -
     """The units of a machine, and their lines in the log."""
     # Before 7.2 firmware is asked at bind; only the legacy binding is read when a unit registers.
     at_bind = boot.era < Era.V7_2 and not hardware.legacy_binding
-    domains = StaticDomains.fresh()
+    domains, asids = StaticDomains.fresh(), Numbers()
     units = []
     for facts in description.units:
         streams: StreamTable | StreamMap
@@ -125,7 +166,8 @@ def start_units(description: Description, hardware: Hardware, boot: BootState) -
             streams = StreamTable(description.sid_bits, _grouped if at_bind else _present)
         else:
             streams = StreamMap(hardware.mapping_groups, description.sid_bits, _grouped if at_bind else _present)
-        smmu = Smmu(facts, hardware, description, streams, domains)
+        stops = unattached_streams_fault(boot, facts.version)
+        smmu = Smmu(facts, hardware, description, streams, domains, boot.era, stops, asids)
         boot.log.extend(smmu.lines(boot.era))
         units.append(Unit(facts.name, VENDOR, probes_at_bind=at_bind, state=smmu))
     return units
