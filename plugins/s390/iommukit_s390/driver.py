@@ -51,6 +51,11 @@ def declare() -> VendorDeclaration:
         arch=("s390x",),
         capabilities=frozenset({"lazy", "no-lazy", "lazy-preferred", "resv-firmware", "legacy-strict-option"}),
         hardware_options={name: str(field.description) for name, field in Hardware.model_fields.items()},
+        hardware_variants={
+            "partition": {"tlb_refresh": False},
+            "region-second": {"dtsm": 0x6C, "memory_size": 1 << 43},
+            "region-first": {"dtsm": 0x7C, "memory_size": 1 << 54, "end_dma": (1 << 55) - 1},
+        },
     )
 
 
@@ -166,9 +171,24 @@ def domain_alloc(device: Device, type: DomainType) -> Domain | None:
 
 def _paging_domain(function: Function, type: DomainType, era: Era) -> Domain:
     if era is Era.V6_1:
-        return Domain(type, page_sizes=ANY_PAGE_SIZE)
-    aperture = function.table_for_domain() if era >= Era.V7_2 else (0, SIZE_RT - 1)
-    return Domain(type, aperture=aperture, page_sizes=PAGE)
+        domain = Domain(type, page_sizes=ANY_PAGE_SIZE)
+    else:
+        aperture = function.table_for_domain() if era >= Era.V7_2 else (0, SIZE_RT - 1)
+        domain = Domain(type, aperture=aperture, page_sizes=PAGE)
+    if function.hardware is None:
+        return domain
+    from iommukit_s390.tables import give_tables  # numpy is slow to import, and policy needs none of it
+
+    return give_tables(domain, function.hardware.memory, era)
+
+
+@hookimpl
+def domain_free(domain: Domain) -> None:
+    """Give the tables back, where the domain has any."""
+    if type(domain) is not Domain:
+        from iommukit_s390.tables import free_tables
+
+        free_tables(domain)
 
 
 @hookimpl
@@ -176,24 +196,41 @@ def attach_dev(domain: Domain, device: Device) -> None:
     """Check the domain's aperture against the function's range.
 
     6.1: the first function lends the domain its range, later ones must have the same.  Since then: the two must overlap.
+    On hardware the domain's tables are then registered for the function.
     """
+    function = _function(device)
+    aperture = domain.aperture
     if not domain.static:
-        function = _function(device)
         span = (function.start_dma, function.end_dma)
         if device.system.boot.era is Era.V6_1:
             others = [other for other in device.system.devices.values() if other.attached is domain and other is not device]
             if others and domain.aperture != span:
                 raise IommuError("EINVAL")
-            domain.aperture = span
+            aperture = span
         elif domain.aperture[0] > span[1] or domain.aperture[1] < span[0]:
             raise IommuError("EINVAL")
+    if function.hardware is not None:
+        from iommukit_s390.attachment import enter
+
+        enter(function, domain)
+    domain.aperture = aperture
     device.attached = domain
 
 
 @hookimpl
 def set_dev_blocked(device: Device) -> bool:
-    """Since 6.12 a leaving function is blocked (``release_domain``)."""
+    """Since 6.12 a leaving function is blocked (``release_domain``); before that the core has to detach it."""
+    release_device(device)
     if device.system.boot.era < Era.V6_12:
         return False
     device.attached = None
     return True
+
+
+@hookimpl
+def release_device(device: Device) -> None:
+    """Let nothing through any more."""
+    if device.unit is not None and _function(device).hardware is not None:
+        from iommukit_s390.attachment import leave
+
+        leave(_function(device))

@@ -7,8 +7,8 @@ function type and the DMA range, Query PCI Function Group says whether new trans
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,11 @@ from iommukit.machine.model import DeviceSpec, Machine, Number, Strict
 from iommukit.policy import Era
 from iommukit.regions import RegionType, ReservedRegion
 from iommukit_s390.firmware import CLP, ClpConfiguration
+
+if TYPE_CHECKING:
+    from iommukit.hw.bus import PciInstructions
+    from iommukit.hw.fault import Fault
+    from iommukit.hw.memory import PhysicalMemory
 
 PAGE = 0x1000
 SIZE_RT = 1 << 42
@@ -78,6 +83,17 @@ class StaticDomains:
 
 
 @dataclass(slots=True)
+class Hardwired:
+    """A function as the kernel uses it, where it runs on a platform."""
+
+    instructions: PciInstructions
+    memory: PhysicalMemory
+    handle: int
+    domain: Domain | None = None
+    """The domain whose translation is registered; ``None`` while no request gets through."""
+
+
+@dataclass(slots=True, eq=False)
 class Function:
     """One function and its IOMMU (``struct zpci_dev``); addresses are bytes, inclusive.
 
@@ -96,6 +112,17 @@ class Function:
     aperture: int
     """Bytes: memory times the aperture factor, or no limit."""
     domains: StaticDomains
+    sdma: int
+    edma: int
+    """The range as CLP tells it."""
+    vendor_id: int = 0
+    device_id: int = 0
+    siblings: list[Function] = field(default_factory=list, repr=False)
+    """All functions of the machine, this one too: events of all come by one instruction."""
+    hardware: Hardwired | None = None
+    """``None``: the kernel decides policy and writes nothing."""
+    faults: list[Fault] = field(default_factory=list)
+    """What was read of the hardware's events and not yet asked for."""
 
     @property
     def size(self) -> int:
@@ -174,7 +201,18 @@ def find_functions(machine: Machine, *, factor: int, era: Era) -> list[Function]
         known = {"fid": len(functions) + 1, **defaults, **answers, **own}
         source = f"{machine.source}: {spec.name}: attributes"
         facts = validate_document(Identified, known, text=None, source=source)
-        function = Function(name=spec.name, aperture=aperture, domains=domains, **facts.model_dump())
+        vendor_id, device_id = (int(part, 16) for part in (spec.id or "0:0").split(":"))
+        function = Function(
+            name=spec.name,
+            aperture=aperture,
+            domains=domains,
+            sdma=facts.start_dma,
+            edma=facts.end_dma,
+            vendor_id=vendor_id,
+            device_id=device_id,
+            siblings=functions,
+            **facts.model_dump(),
+        )
         if era < Era.V7_2:
             function.fit_region_third()
         functions.append(function)
