@@ -102,7 +102,7 @@ class QemuPlatform:
         os.ftruncate(disk, DISK)
         return (
             *("-blockdev", f"driver=file,node-name={name}-disk,filename={{{name}}},locking=off"),
-            *("-device", f"zpci,uid={len(self._disks)},fid={self._fid(name)},target={name}"),
+            *("-device", f"zpci,uid={self._attribute(name, 'uid')},fid={self._attribute(name, 'fid')},target={name}"),
             *("-device", f"virtio-blk-pci,id={name},drive={name}-disk,iommu_platform=on,disable-legacy=on"),
         )
 
@@ -115,7 +115,7 @@ class QemuPlatform:
         return int(found[1], 16) << 3 | int(found[2])
 
     def _fid(self, name: str) -> int:
-        return int(self._devices[name]["fid"])
+        return int(self._devices[name]["attributes"]["fid"])
 
     def _window(self, size: int) -> Window:
         at, self._free = self._free, self._free + size
@@ -136,7 +136,7 @@ class QemuPlatform:
     def _zpci_initiator(self, name: str) -> Initiator:
         assert self._instructions is not None
         window = self._window(VirtioBlkInitiator.WINDOW)
-        return VirtioBlkInitiator(self.qemu, self._instructions, self._fid(name), self._disks[name], window)
+        return VirtioBlkInitiator(self.qemu, self._instructions, self._attribute(name, "fid"), self._disks[name], window)
 
     # ---- the platform ------------------------------------------------------------------------------------------------
 
