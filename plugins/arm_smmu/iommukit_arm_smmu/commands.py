@@ -86,11 +86,10 @@ class CommandRing:
 
     def issue(self, commands: Sequence[Command], *, sync: bool = True) -> None:
         """Queue commands; with ``sync`` wait until they are done.  Raises ``ETIMEDOUT`` where the hardware does not come along."""
-        limit = self._size - 1
-        for at in range(0, len(commands), limit):
-            self._put(commands[at : at + limit])
+        queue = [*commands, SYNC] if sync else commands
+        for at in range(0, len(queue), self._size - 1):
+            self._put(queue[at : at + self._size - 1])
         if sync:
-            self._put((SYNC,))
             self._wait(0)
 
     def _put(self, commands: Sequence[Command]) -> None:

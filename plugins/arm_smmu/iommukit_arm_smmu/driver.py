@@ -9,7 +9,7 @@ from iommukit.device import Device, Unit
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import IommuError
 from iommukit.group import Group
-from iommukit.hookspecs import ExampleDevice, Gather, VendorDeclaration, hookimpl
+from iommukit.hookspecs import Emulation, ExampleDevice, Gather, VendorDeclaration, hookimpl
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.cmdline import KernelOption
 from iommukit.kernel.grouping import generic_device_group, pci_device_group
@@ -151,6 +151,14 @@ def take_faults(unit: Unit) -> Sequence[Fault]:
     """What the event queue holds."""
     smmu: Smmu = unit.state
     return smmu.running.take_faults() if smmu.running is not None else ()
+
+
+@hookimpl
+def emulation(version: tuple[int, int]) -> Emulation | None:
+    """QEMU's virt with ``iommu=smmuv3``."""
+    from iommukit_arm_smmu.emulation import emulated_machine
+
+    return emulated_machine(version)
 
 
 @hookimpl

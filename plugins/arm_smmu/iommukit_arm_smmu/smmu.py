@@ -51,10 +51,10 @@ class StaticDomains:
 class SmmuDomain(Domain):
     """An allocated domain.  The first unit that it meets settles its format, and it belongs to that unit from then on."""
 
-    unit: Unit | None = None
-    running: Running | None = None
+    unit: Unit | None = field(default=None, repr=False)
+    running: Running | None = field(default=None, repr=False)
     """The hardware of that unit, where there is any."""
-    context: Context | None = None
+    context: Context | None = field(default=None, repr=False)
     """Tables in its memory; none for identity."""
 
 

@@ -37,7 +37,8 @@ class Lpae(Format):
         self._address = (1 << 48) - 1 & -(1 << shift)
         self._split = shift == 16 and output_bits > 48
         """Bits 51 to 48 of an address stand in bits 15 to 12."""
-        self._beyond = -1 << output_bits
+        self._leaves: dict[tuple[bool, int], int] = {}
+        """Attributes by whether it is a block, and protection."""
 
     def present(self, entry: Entry, level: int) -> Entry:
         """Bit 0."""
@@ -67,9 +68,13 @@ class Lpae(Format):
 
     def leaf(self, level: int, pgsize: int, prot: int) -> int:
         """Attributes of a page (level 0) or block."""
-        if not prot & (Prot.READ | Prot.WRITE):
-            raise IommuError("EINVAL", "a mapping that can be neither read nor written")
-        return self.attributes(prot) | _ALWAYS | (0 if level else _TABLE)
+        key = level > 0, prot
+        found = self._leaves.get(key)
+        if found is None:
+            if not prot & (Prot.READ | Prot.WRITE):
+                raise IommuError("EINVAL", "a mapping that can be neither read nor written")
+            found = self._leaves[key] = self.attributes(prot) | _ALWAYS | (0 if level else _TABLE)
+        return found
 
     def attributes(self, prot: int) -> int:
         """What stage 1 and stage 2 say differently (``arm_lpae_prot_to_pte``)."""

@@ -132,13 +132,19 @@ class Walker:
         """The same for many addresses; ``UNMAPPED`` where a request is stopped."""
         physical = np.full(len(addresses), UNMAPPED)
         for at in range(0, len(addresses), CHUNK):
-            found, rights = self._many(regime, second, addresses[at : at + CHUNK])
+            late = len(addresses) - at - CHUNK < LEAVES
+            found, rights = self._many(regime, second, addresses[at : at + CHUNK], keep=late)
             needed = np.uint8(_right(write) | _right(write) << SECOND)
             np.copyto(physical[at : at + CHUNK], found, where=rights & needed == needed)
         return physical
 
-    def _many(self, regime: Regime, second: Regime | None, addresses: Addresses) -> tuple[Addresses, NDArray[np.uint8]]:
-        """Physical addresses and rights (none where there is no translation)."""
+    def _many(
+        self, regime: Regime, second: Regime | None, addresses: Addresses, *, keep: bool
+    ) -> tuple[Addresses, NDArray[np.uint8]]:
+        """Physical addresses and rights (none where there is no translation).
+
+        Without ``keep`` translations are not kept: others follow in the same batch that would push them out.
+        """
         physical = np.zeros(len(addresses), dtype=np.uint64)
         rights = np.zeros(len(addresses), dtype=np.uint8)
         missing = np.arange(len(addresses))
@@ -152,7 +158,7 @@ class Walker:
                         missing = missing[~hits]
         top = np.uint64(_upper_bits(regime))
         inside = addresses[missing] >> np.uint64(regime.input_bits) == top
-        self._walk_many(regime, second, addresses, missing if inside.all() else missing[inside], physical, rights)
+        self._walk_many(regime, second, addresses, missing if inside.all() else missing[inside], physical, rights, keep)
         return physical, rights
 
     def _walk_many(
@@ -163,6 +169,7 @@ class Walker:
         which: NDArray[np.int64],
         physical: Addresses,
         rights: NDArray[np.uint8],
+        keep: bool,
     ) -> None:
         """Walk for the addresses ``which``, level by level, and fill in what is found."""
         tag = _tag(regime)
@@ -180,7 +187,7 @@ class Walker:
             waiting.setdefault(regime.start, []).append((which, root, np.zeros(len(which), dtype=np.uint8)))
         for level in range(regime.start, 4):
             for some, tables, limits in waiting.pop(level, ()):
-                below = self._step(regime, second, level, addresses, some, tables, limits, physical, rights)
+                below = self._step(regime, second, level, addresses, some, tables, limits, physical, rights, keep)
                 if len(below[0]):
                     waiting.setdefault(level + 1, []).append(below)
 
@@ -195,6 +202,7 @@ class Walker:
         limits: NDArray[np.uint8],
         physical: Addresses,
         rights: NDArray[np.uint8],
+        keep: bool,
     ) -> tuple[NDArray[np.int64], Addresses, NDArray[np.uint8]]:
         """One level: fills in what ends here, and answers what goes on below."""
         shift = regime.shift(level)
@@ -212,7 +220,7 @@ class Walker:
         if ends.any():
             some, words = (which, entries) if ends.all() else (which[ends], entries[ends])
             found = (output if ends.all() else output[ends]) & np.uint64(-(1 << shift) & (1 << 64) - 1)
-            self._finish(regime, second, level, addresses, some, words, found, limits[ends], physical, rights)
+            self._finish(regime, second, level, addresses, some, words, found, limits[ends], physical, rights, keep)
         goes_on &= output >> np.uint64(regime.output_bits) == 0
         which, tables, limits = which[goes_on], output[goes_on], limits[goes_on]
         if regime.hierarchical and regime.stage == 1:
@@ -235,6 +243,7 @@ class Walker:
         limits: NDArray[np.uint8],
         physical: Addresses,
         rights: NDArray[np.uint8],
+        keep: bool,
     ) -> None:
         """Fill in pages and blocks, and keep them."""
         shift = regime.shift(level)
@@ -248,10 +257,12 @@ class Walker:
         allowed = _RIGHTS[regime.stage][access | limits << np.uint8(2)]
         found = pages | wanted & np.uint64((1 << shift) - 1)
         if second is not None:
-            found, beyond = self._many(second, None, found)
+            found, beyond = self._many(second, None, found, keep=keep)
             allowed = np.where(beyond != 0, allowed & np.uint8(BOTH) | beyond & np.uint8(BOTH << SECOND), np.uint8(0))
             shift = 12
         physical[which], rights[which] = found, allowed
+        if not keep:
+            return
         late = slice(-2 * LEAVES, None)
         start = np.uint64(-(1 << shift) & (1 << 64) - 1)
         shared = entries[late] >> np.uint64(bits.PTE_NG.low) & np.uint64(1) == 0
@@ -266,7 +277,7 @@ class Walker:
         """Descriptors at many addresses, and whether there was memory; through stage 2 where there is one."""
         memory = self._memory
         if second is not None:
-            at, rights = self._many(second, None, at)
+            at, rights = self._many(second, None, at, keep=True)
             needed = np.uint8(READ | READ << SECOND)
             at = np.where(rights & needed == needed, at, UNMAPPED)
         there = (at >= np.uint64(memory.base)) & (at < np.uint64(memory.end))
