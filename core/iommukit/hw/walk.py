@@ -29,9 +29,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """Pages that one table translates: addresses and ``size`` in bytes, permissions, and the entries from the root to the first.
+    """Pages that one table translates: addresses and ``size`` in bytes, and permissions.
 
-    All of it is one run: adjoining entries of a table with adjoining physical addresses and the same permissions.  With a
+    ``path`` are the entries from the root table to the first page; those before, which choose the root table, are the walk's
+    ``steps``.  All of it is one run: adjoining entries of a table with adjoining physical addresses and the same permissions.  With a
     ``reason`` nothing is translated here: an entry is bad, and the last of ``path`` is that entry.
     """
 

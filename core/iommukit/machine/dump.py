@@ -41,7 +41,7 @@ ET_CORE = 4
 PT_LOAD = 1
 PN_XNUM = 0xFFFF
 """e_phnum where the number of program headers is in sh_info of the first section header."""
-COMPARED = 1 << 30
+COMPARED = 1 << 28
 """Segments that overlap are compared up to so many bytes."""
 LEAST_EFFORT = 4096
 """What a comparison counts for at least (bytes)."""

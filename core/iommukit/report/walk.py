@@ -64,9 +64,9 @@ class Range:
 
 
 def merge(leaves: Iterable[Leaf]) -> Iterator[Range]:
-    """Join leaves that go on where the one before ends, in both address spaces and with the same permissions.
+    """Join leaves that go on where the one before ends, in both address spaces and with the same permissions; never bad entries.
 
-    Larger pages that fill several entries of a table are counted once.
+    A page that fills several entries of a table is counted once.
     """
     last: Range | None = None
     for leaf in leaves:
@@ -75,14 +75,13 @@ def merge(leaves: Iterable[Leaf]) -> Iterator[Range]:
         if (
             last is not None
             and last.iova + last.size == leaf.iova
-            and last.reason == leaf.reason
-            and (last.physical + last.size == leaf.physical or bool(leaf.reason))
+            and last.physical + last.size == leaf.physical
             and last.read is leaf.read
             and last.write is leaf.write
+            and not (last.reason or leaf.reason)
         ):
             last.size += leaf.size
-            if count:
-                last.pages[page] = last.pages.get(page, 0) + count
+            last.pages[page] = last.pages.get(page, 0) + count
             continue
         if last is not None:
             yield last

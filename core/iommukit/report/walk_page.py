@@ -51,13 +51,11 @@ def _device(page: Page, device: DeviceWalk, iova: int | None) -> None:
             _ranges(page, device.ranges)
         return
     found = device.ranges[0] if device.ranges else None
+    _entries(page, (*walk.steps, *(found.path if found else ())))
     if found is None:
-        _entries(page, walk.steps)
         if walk.mode is Mode.PASS_THROUGH:
             page.line(f"{iova:#x} → ", Span(f"{iova:#x}", "good"), " (not translated)", indent=2)
-        return
-    _entries(page, found.path)
-    if found.reason:
+    elif found.reason:
         page.line(f"{iova:#x} → ", Span(found.reason, "bad"), indent=2)
     else:
         physical = found.physical + iova - found.iova
