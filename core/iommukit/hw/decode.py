@@ -127,14 +127,12 @@ class _Tables:
             start, size = (base, count << shape.shift) if self.iova is None else (self.iova, 0)
             yield Leaf(start, 0, size, False, False, path, reason=error.message)
             return
-        found = self.format.decode(level, entries)
-        for start, length in _runs(found, first, shape.shift, everything=self.iova is not None):
-            kind = found.kind[start]
+        for start, length, kind, address, own, page in _runs(self.format.decode(level, entries), first, shape, self.iova):
             value = int(entries[start])
             where = base + (first + start << shape.shift)
             step = Step(shape.name, table + 8 * (first + start), value, self.format.explain(level, value))
             way = (*path, step)
-            own = int(found.rights[start]) & rights
+            own &= rights
             if kind == Kind.TABLE:
                 below = self.format.next_level(level, value)
                 if below not in self.format.levels or below >= level:
@@ -143,15 +141,13 @@ class _Tables:
                 entries_below = self.format.next_count(level, value)
                 if entries_below is None:
                     entries_below = 1 << self.format.levels[below].bits
-                yield from self.below(int(found.address[start]), below, where, entries_below, own, way)
+                yield from self.below(address, below, where, entries_below, own, way)
             elif kind == Kind.PAGE:
-                page = 1 << shape.shift if found.size is None else int(found.size[start])
-                physical = int(found.address[start]) + (where & page - 1)
                 size = length << shape.shift
                 if self.iova is not None:
                     # The page as a whole.
-                    physical, where, size = physical - (where & page - 1), where & -page, page
-                yield Leaf(where, physical, size, bool(own & READ), bool(own & WRITE), way, page)
+                    where, size = where & -page, page
+                yield Leaf(where, address + (where & page - 1), size, bool(own & READ), bool(own & WRITE), way, page)
             else:
                 reason = "not present" if kind == Kind.ABSENT else self.format.fault(level, value)
                 yield Leaf(where, 0, length << shape.shift, False, False, way, reason=reason)
@@ -162,22 +158,24 @@ def _one(offset: int, shift: int, count: int) -> int:
     return int(0 <= offset >> shift < count)
 
 
-def _runs(found: Decoded, first: int, shift: int, *, everything: bool) -> Iterator[tuple[int, int]]:
-    """The first entry and the number of entries of each run of adjoining pages; other entries that are there one by one."""
-    live = np.arange(len(found.kind)) if everything else np.flatnonzero(found.kind)
-    if len(live) < 2:
-        yield from ((int(entry), 1) for entry in live)
-        return
-    step = np.uint64(1 << shift)
-    physical = found.address[live]
-    if found.size is not None:
-        index = live.astype(np.uint64) + np.uint64(first)
-        physical = physical + ((index << np.uint64(shift)) & (found.size[live] - np.uint64(1)))
-    kind, rights = found.kind[live], found.rights[live]
-    joined = (np.diff(live) == 1) & (physical[1:] == physical[:-1] + step) & (rights[1:] == rights[:-1])
-    joined &= (kind[1:] == Kind.PAGE) & (kind[:-1] == Kind.PAGE)
-    if found.size is not None:
-        joined &= found.size[live[1:]] == found.size[live[:-1]]
-    starts = np.concatenate(([0], np.flatnonzero(~joined) + 1))
+_Run = tuple[int, int, int, int, int, int]
+"""The first entry of some, how many, and of the first: kind, address, rights, size of a page."""
+
+
+def _runs(found: Decoded, first: int, shape: TableLevel, iova: int | None) -> Iterator[_Run]:
+    """Adjoining pages that go on in both address spaces, as one; other entries that are there one by one.
+
+    Where one address is asked for, the one entry is given even if nothing is there.
+    """
+    live = np.flatnonzero(found.kind) if iova is None else np.arange(len(found.kind))
+    shift = np.uint64(shape.shift)
+    kind, address, rights = found.kind[live], found.address[live], found.rights[live]
+    size = np.full(len(live), 1 << shape.shift, dtype=np.uint64) if found.size is None else found.size[live]
+    index = live.astype(np.uint64) + np.uint64(first)
+    physical = address + ((index << shift) & (size - np.uint64(1)))
+    joined = (np.diff(live) == 1) & (physical[1:] - physical[:-1] == 1 << shift) & (rights[1:] == rights[:-1])
+    joined &= (kind[1:] == Kind.PAGE) & (kind[:-1] == Kind.PAGE) & (size[1:] == size[:-1])
+    starts = np.flatnonzero(np.concatenate((np.ones(min(1, len(live)), bool), ~joined)))
     lengths = np.diff(starts, append=len(live))
-    yield from zip(live[starts].tolist(), lengths.tolist(), strict=True)
+    columns = (live[starts], lengths, kind[starts], address[starts], rights[starts], size[starts])
+    return zip(*(column.tolist() for column in columns), strict=True)
