@@ -16,6 +16,7 @@ from iommukit_amd_vi.driver import (
     get_resv_regions,
     is_attach_deferred,
     kernel_options,
+    mistakes,
     prefer_dma_api_fq,
     probe_device,
     probe_finalize,
@@ -23,7 +24,9 @@ from iommukit_amd_vi.driver import (
     requester,
     set_dev_blocked,
     start_unit,
+    table_roots,
     take_faults,
+    walk_tables,
 )
 from iommukit_amd_vi.paging import (
     domain_free,
@@ -57,6 +60,7 @@ __all__ = [
     "is_attach_deferred",
     "kernel_options",
     "map_pages",
+    "mistakes",
     "prefer_dma_api_fq",
     "probe_device",
     "probe_finalize",
@@ -64,6 +68,8 @@ __all__ = [
     "requester",
     "set_dev_blocked",
     "start_unit",
+    "table_roots",
     "take_faults",
     "unmap_pages",
+    "walk_tables",
 ]

@@ -6,7 +6,7 @@ domain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from iommukit.dma.setup import iommu_setup_dma_ops
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import IommuError
 from iommukit.group import Group
-from iommukit.hookspecs import Emulation, ExampleDevice, VendorDeclaration, hookimpl
+from iommukit.hookspecs import Emulation, ExampleDevice, Mistake, VendorDeclaration, hookimpl
 from iommukit.kernel import cmdline
 from iommukit.kernel.aliases import add_dma_alias, dma_aliases
 from iommukit.kernel.boot import BootState
@@ -36,7 +36,9 @@ from iommukit_amd_vi.units import AcpiDevice, Iommu, Segment, is_iommu_class, un
 if TYPE_CHECKING:
     from iommukit.hw.bus import ModelBus
     from iommukit.hw.fault import Fault
+    from iommukit.hw.memory import TableReader
     from iommukit.hw.platform import UnitModel
+    from iommukit.hw.walk import Walk
 
 VENDOR = "amd_vi"
 
@@ -160,6 +162,30 @@ def take_faults(unit: Unit) -> Sequence[Fault]:
 
     hardware = unit.state.hardware
     return take_events(hardware) if hardware is not None else ()
+
+
+@hookimpl
+def table_roots() -> Mapping[str, str]:
+    """The device table's base register."""
+    from iommukit_amd_vi.dump import ROOTS
+
+    return ROOTS
+
+
+@hookimpl
+def walk_tables(memory: TableReader, roots: Mapping[str, int], requester: int | None, iova: int | None) -> Iterable[Walk]:
+    """Go through the device table."""
+    from iommukit_amd_vi.dump import walks
+
+    return walks(memory, roots, requester, iova)
+
+
+@hookimpl
+def mistakes() -> Sequence[Mistake]:
+    """Mistakes with device table entries, commands and levels."""
+    from iommukit_amd_vi.mistakes import MISTAKES
+
+    return MISTAKES
 
 
 @hookimpl

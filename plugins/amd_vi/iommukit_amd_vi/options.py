@@ -23,8 +23,11 @@ COMMA_LIST: Release = (6, 1)
 POLICY_LINE: Release = (5, 14)
 """Since this release the core, not the driver, says how unmaps are flushed."""
 
-V1_PAGE_SIZES = ((1 << 64) - 1) & ~0xFFF & ~(1 << 39)
-"""Every power of two from 4 KiB except 512 GiB, which would need level 7 (``AMD_IOMMU_PGSIZES``)."""
+V1_PAGE_SIZES = ((1 << 52) - 1) & ~0xFFF & ~(1 << 39)
+"""Every power of two from 4 KiB except 512 GiB, which hardware gets wrong (``AMD_IOMMU_PGSIZES``).
+
+Before 7.2 the driver names sizes beyond 2^51 bytes as well, which no physical address could fill.
+"""
 V2_PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
 """4 KiB, 2 MiB, 1 GiB (``AMD_IOMMU_PGSIZES_V2``)."""
 
