@@ -26,8 +26,10 @@ from iommukit_arm_smmu.driver import (
     requester,
     set_dev_blocked,
     start_unit,
+    table_roots,
     take_faults,
     unmap_pages,
+    walk_tables,
 )
 
 __all__ = [
@@ -56,6 +58,8 @@ __all__ = [
     "requester",
     "set_dev_blocked",
     "start_unit",
+    "table_roots",
     "take_faults",
     "unmap_pages",
+    "walk_tables",
 ]

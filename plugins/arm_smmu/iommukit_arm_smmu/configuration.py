@@ -118,7 +118,7 @@ class Configuration:
         """The entry of a stream.  Raises ``Stopped`` where there is none to be had: those are not kept."""
         found = self.caches.streams.get(stream)
         if found is None:
-            found = self.caches.streams[stream] = self._decode_stream(self._words(self._stream_address(stream), bits.F_STE_FETCH))
+            found = self.caches.streams[stream] = self._decode_stream(self._words(self.stream_address(stream), bits.F_STE_FETCH))
         return found
 
     def context(self, number: int, stream: Stream) -> Context:
@@ -144,25 +144,29 @@ class Configuration:
             raise Stopped(Event(failure, address)) from None
         return words
 
-    def _stream_address(self, stream: int) -> int:
-        """Linear or two-level (3.3.1, 5.1)."""
+    def stream_address(self, stream: int) -> int:
+        """Where the entry of a stream is, in a linear or a two-level table (3.3.1, 5.1).  Raises ``Stopped``."""
         log2size = min(bits.STRTAB_LOG2SIZE.of(self.strtab_cfg), self._features.stream_bits)
         base = self.strtab_base & bits.BASE_ADDRESS
         if stream >> log2size:
             raise Stopped(Event(bits.C_BAD_STREAMID))
         if bits.STRTAB_FMT.of(self.strtab_cfg) != bits.FMT_TWO_LEVEL:
             return (base & -(bits.STE_SIZE << log2size)) + bits.STE_SIZE * stream
-        split = bits.STRTAB_SPLIT.of(self.strtab_cfg)
-        index, offset = stream >> split, stream & (1 << split) - 1
-        table = self.caches.first_level.get(index)
-        if table is None:
-            table = self._first_level(base & -max(bits.STE_SIZE, bits.L1STD_SIZE << max(log2size - split, 0)), index, split)
-        address, entries = table
+        address, entries = self.second_level(stream)
+        offset = stream & (1 << bits.STRTAB_SPLIT.of(self.strtab_cfg)) - 1
         if offset >= entries:
             raise Stopped(Event(bits.C_BAD_STREAMID))
         return address + bits.STE_SIZE * offset
 
-    def _first_level(self, base: int, index: int, split: int) -> tuple[int, int]:
+    def second_level(self, stream: int) -> tuple[int, int]:
+        """Address and entries of the second-level table for a stream (5.1).  Raises ``Stopped``."""
+        split = bits.STRTAB_SPLIT.of(self.strtab_cfg)
+        index = stream >> split
+        known = self.caches.first_level.get(index)
+        if known is not None:
+            return known
+        count = 1 << max(bits.STRTAB_LOG2SIZE.of(self.strtab_cfg) - split, 0)
+        base = self.strtab_base & bits.BASE_ADDRESS & -max(bits.STE_SIZE, bits.L1STD_SIZE * count)
         address = base + bits.L1STD_SIZE * index
         word = self._fetched(address, 1, bits.F_STE_FETCH)[0]
         span = bits.L1STD_SPAN.of(word)

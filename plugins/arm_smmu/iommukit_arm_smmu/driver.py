@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from iommukit.device import Device, Unit
@@ -28,7 +28,9 @@ from iommukit_arm_smmu.streams import HISILICON_PTT, StreamMap, is_qcom_client
 if TYPE_CHECKING:
     from iommukit.hw.bus import ModelBus
     from iommukit.hw.fault import Fault
+    from iommukit.hw.memory import TableReader
     from iommukit.hw.platform import Addresses, UnitModel
+    from iommukit.hw.walk import Walk
     from iommukit_arm_smmu.hardware import Context, Running
 
 _REGION = {"start": 0x5FF0_0000, "end": 0x5FF0_FFFF}
@@ -66,6 +68,14 @@ def declare() -> VendorDeclaration:
                 "resv-firmware",
             }
         ),
+        hardware_variants={
+            "stage-2": {"stages": [2]},
+            "both-stages": {"stages": [1, 2]},
+            "16K-granule": {"granules": ["16K"]},
+            "64K-granule": {"granules": ["64K"]},
+            "52-bit": {"granules": ["64K"], "oas": 52, "ias": 52, "va_bits": 52},
+            "linear-stream-table": {"sid_bits": 8},
+        },
         hardware_options={name: str(field.description) for name, field in Hardware.model_fields.items()},
     )
 
@@ -151,6 +161,22 @@ def take_faults(unit: Unit) -> Sequence[Fault]:
     """What the event queue holds."""
     smmu: Smmu = unit.state
     return smmu.running.take_faults() if smmu.running is not None else ()
+
+
+@hookimpl
+def table_roots() -> Mapping[str, str]:
+    """STRTAB_BASE and STRTAB_BASE_CFG."""
+    from iommukit_arm_smmu.dump import ROOTS
+
+    return ROOTS
+
+
+@hookimpl
+def walk_tables(memory: TableReader, roots: Mapping[str, int], requester: int | None, iova: int | None) -> Iterable[Walk]:
+    """The streams of a stream table; the requester is a stream id."""
+    from iommukit_arm_smmu.dump import walks
+
+    return walks(memory, roots, requester, iova)
 
 
 @hookimpl
