@@ -19,17 +19,19 @@ class Level:
     """One level of tables.
 
     ``shift``: how many address bits lie below this level's index (12 for the leaves of 4 KiB pages); ``bits``: how wide the
-    index is; ``empty``: the entry that maps nothing.
+    index is; ``empty``: the entry that maps nothing; ``least``: what a table takes at least, and is aligned to (bytes), where that
+    is more than its entries need.
     """
 
     shift: int
     bits: int
     empty: int = 0
+    least: int = 0x400
 
     @property
     def size(self) -> int:
-        """A table's size in bytes."""
-        return 8 << self.bits
+        """What a table takes, and is aligned to (bytes)."""
+        return max(8 << self.bits, self.least)
 
 
 class Format(ABC):

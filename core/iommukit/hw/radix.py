@@ -515,7 +515,7 @@ class PageTable:
         if here.empty:
             for address, number in runs:
                 index = address - self._base >> 3
-                self._view[index : index + (number << here.bits)] = here.empty
+                self._view[index : index + (number * here.size >> 3)] = here.empty
         self.bytes += here.size * count
         return runs
 
@@ -537,7 +537,7 @@ class PageTable:
         here = self.format.levels[level]
         number = first >> here.bits
         tables = tables[: (last >> here.bits) - number + 1]
-        breaks = np.flatnonzero(tables[1:] - tables[:-1] != here.size) + 1
+        breaks = np.flatnonzero(tables[1:] - tables[:-1] != 8 << here.bits) + 1
         starts = np.concatenate(([0], breaks))
         ends = np.concatenate((breaks, [len(tables)]))
         there = tables[starts] != ABSENT
