@@ -139,8 +139,8 @@ class Emulation:
 
     ``binary`` is the suffix of ``qemu-system-…``; ``arguments`` follow it, without memory, devices and monitors; ``machine`` is
     the document of the same machine for the kernel, with the devices ``nic``, ``second`` and, where there is one, ``bulk``,
-    at the addresses (``address``; on s390 ``fid``) at which QEMU is to have them: it is given one device for each.  They are
-    ``edu`` (``1234:11e8``), and ``bulk`` is ``lsi53c895a`` (``1000:0012``); on s390 all are ``virtio-blk-pci`` (``1af4:1042``).
+    at the addresses (on s390 with the attributes ``uid`` and ``fid``) at which QEMU is to have them: it is given a device for each,
+    ``edu`` (``1234:11e8``), for ``bulk`` ``lsi53c895a`` (``1000:0012``), on s390 always ``virtio-blk-pci`` (``1af4:1042``).
     ``deviations`` names what that QEMU does not model or gets wrong, by rule, with the reason: such a rule must fail there, and
     is an error once it passes.  ``absent`` names rules that cannot be tried there at all, with the reason.
     """

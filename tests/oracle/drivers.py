@@ -122,10 +122,18 @@ class Smmu(Driver):
         streams, context, self.top = self.page(0x4000), self.page(), self.page()
         self.commands, events = self.page(), self.page()
         self.produced = 0
-        self.memory.write(context, struct.pack("<4Q", 25 | 5 << 8 | 3 << 12 | 1 << 30 | 0x6204 << 32 | 5 << 48 | 1 << 31, self.top, 0, 0xFF))
+        self.memory.write(
+            context, struct.pack("<4Q", 25 | 5 << 8 | 3 << 12 | 1 << 30 | 0x6204 << 32 | 5 << 48 | 1 << 31, self.top, 0, 0xFF)
+        )
         for function in self.functions:
             self.memory.set_word(streams + 64 * function, context | 5 << 1 | 1)
-        for offset, size, value in ((0x80, 8, streams), (0x88, 4, 8), (0x90, 8, self.commands | 7), (0xA0, 8, events | 6), (0x20, 4, 0xD)):
+        for offset, size, value in (
+            (0x80, 8, streams),
+            (0x88, 4, 8),
+            (0x90, 8, self.commands | 7),
+            (0xA0, 8, events | 6),
+            (0x20, 4, 0xD),
+        ):
             self.bus.write(self.base + offset, size, value)
         self.flush()
 
@@ -146,7 +154,7 @@ class Zpci(Driver):
     machine = Emulation(
         "s390x",
         ("-M", "s390-ccw-virtio", "-cpu", "max"),
-        {"devices": [{"name": name, "fid": fid} for fid, name in enumerate(("nic", "second"), 2)]},
+        {"devices": [{"name": name, "attributes": {"uid": fid, "fid": fid}} for fid, name in enumerate(("nic", "second"), 2)]},
     )
     INVALID = 0x20, 0x400
     SPAN = 1 << 32, 1 << 41

@@ -142,7 +142,7 @@ def test_the_limits_of_devices(boot: Boot) -> None:
     for call in (lambda: bulk.load(bulk.reach - 4, 8), lambda: bulk.load_words(np.array([bulk.reach], dtype=np.uint64))):
         with pytest.raises(ValueError, match="beyond the device's 32 bits"):
             call()
-    with pytest.raises(NotApplicable, match="disk cannot be told to do DMA in QEMU .*: nic, second, bulk can"):
+    with pytest.raises(NotApplicable, match=r"disk cannot be told to do DMA in QEMU .*: nic, second, bulk can"):
         platform.engine("disk")
 
 

@@ -6,7 +6,7 @@ import struct
 
 ORIGIN = 0x10000
 MAILBOX = 0x3000
-REQUEST, DONE, REGISTERS, CONDITION, INTERRUPTION, INSTRUCTION = 0x00, 0x08, 0x10, 0x40, 0x48, 0x80
+REQUEST, DONE, REGISTERS, INTERRUPTION, INSTRUCTION = 0x00, 0x08, 0x10, 0x48, 0x80
 """The mailbox's fields, by offset (bytes): see ``agent.S``."""
 
 LISTING = """

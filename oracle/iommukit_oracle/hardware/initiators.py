@@ -31,8 +31,8 @@ POISON = (b"\xa5", b"\x5a")
 class EduInitiator:
     """``edu``, the educational device (QEMU's docs/specs/edu.txt): one transfer at a time between memory and its buffer.
 
-    The transfer is a timer of 100 ms, which takes half a millisecond where virtual time jumps.  The buffer has 4096 bytes; the last is
-    left alone, since QEMU 7.2 aborts where a transfer reaches it.
+    The transfer is a timer of 100 ms, which takes half a millisecond where virtual time jumps.  The buffer has 4096 bytes; the
+    last is left alone, since QEMU 7.2 aborts where a transfer reaches it.
     """
 
     WINDOW = 0x1000
@@ -127,8 +127,10 @@ class LsiInitiator:
     """Bytes from one script to the next."""
     _RESULTS = 0x10000
     _BUFFER = 0x1F000
-    _START, _SCRIPT_END = 0x2C, 0x30
-    """DSP: writing it starts a script.  DSPS: what the script's last instruction left."""
+    _STATUS, _START, _SCRIPT_END = 0x14, 0x2C, 0x30
+    """ISTAT0, DSP: writing it starts a script, DSPS: what the script's last instruction left."""
+    _RESET = 0x40
+    """Software reset, in ISTAT0."""
     _MOVE, _INTERRUPT = 0xC000_0000, 0x9808_0000
 
     def __init__(self, qtest: Qtest, memory: PhysicalMemory, bars: dict[int, int], window: Window) -> None:
@@ -140,12 +142,17 @@ class LsiInitiator:
         self._window = window
         self._ends = 0
 
-    def _run(self, count: int) -> bool:
-        """Run the prepared scripts; whether the last of them came to its end."""
+    def _run(self, count: int) -> None:
+        """Run the prepared scripts.
+
+        A script that cannot be fetched reads as zeros, on which the processor would march for ever: it is reset.
+        """
         scripts = [self._window.iova + number * self._STRIDE for number in range(count)]
         start, ended = self._registers + self._START, self._registers + self._SCRIPT_END
         answers = self._qtest.batch([*(f"writel {start:#x} {script:#x}" for script in scripts), f"readl {ended:#x}"])
-        return int(answers[-1], 16) == self._ends
+        if int(answers[-1], 16) != self._ends:
+            self._qtest.write(self._registers + self._STATUS, 1, self._RESET)
+            self._qtest.write(self._registers + self._STATUS, 1, 0)
 
     def _prepare(self, number: int, moves: NDArray[np.uint32]) -> None:
         """Write a script: ``moves`` are rows of length, source and target."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from iommukit.hw.bus import Completion
 from iommukit.hw.memory import PhysicalMemory
-from iommukit_oracle.hardware.agent import CONDITION, DONE, INSTRUCTION, INTERRUPTION, MAILBOX, REGISTERS, REQUEST
+from iommukit_oracle.hardware.agent import DONE, INSTRUCTION, INTERRUPTION, MAILBOX, REGISTERS, REQUEST
 from iommukit_oracle.hardware.qemu import PATIENCE, Qemu
 
 FIB, CLP, CHSC = 0x4000, 0x5000, 0x6000
@@ -36,18 +36,18 @@ class Agent:
     def __init__(self, qemu: Qemu) -> None:
         self._process = qemu.process
         self._memory = qemu.memory
-        self._number = 0
 
     def execute(self, code: bytes, registers: Sequence[int] = ()) -> tuple[int, Sequence[int], int]:
         """Execute an instruction with %r4 to %r9 as given; condition code, the registers afterwards, interruption code."""
-        memory = self._memory
-        self._number += 1
+        memory, words = self._memory, self._memory.quads
+        number = words[MAILBOX + DONE >> 3] + 1
         memory.write(MAILBOX + INSTRUCTION, code.ljust(6, b"\0"))
         memory.write(MAILBOX + REGISTERS, struct.pack(">6Q", *registers, *(0,) * (6 - len(registers))))
-        memory.set_big_word(MAILBOX + REQUEST, self._number)
+        # The number is a token: its byte order is of no matter, but a half-written one would be a request of its own.
+        words[MAILBOX + REQUEST >> 3] = number
         looks = 0
         until = 0.0
-        while memory.big_word(MAILBOX + DONE) != self._number:
+        while words[MAILBOX + DONE >> 3] != number:
             looks += 1
             if looks % LOOKS == 0:
                 time.sleep(0)

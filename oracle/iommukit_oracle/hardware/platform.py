@@ -59,8 +59,8 @@ def start(vendor: Vendor) -> QemuPlatform:
 class QemuPlatform:
     """An emulated machine with an IOMMU, in its state after reset.
 
-    ``trace`` are patterns of QEMU's trace events, which end up in ``qemu.process.said()``.  Raises ``InputError`` where QEMU is missing or does
-    not start; from then on anything may raise ``HardwareLost``.
+    ``trace`` are patterns of QEMU's trace events, which end up in ``qemu.process.said()``.  Raises ``InputError`` where QEMU is
+    missing or does not start; from then on anything may raise ``HardwareLost``.
     """
 
     def __init__(self, emulation: Emulation, *, trace: Sequence[str] = ()) -> None:
@@ -114,8 +114,11 @@ class QemuPlatform:
             raise InputError(f"{name} is at {address}, which is not on the root bus", source="emulation")
         return int(found[1], 16) << 3 | int(found[2])
 
-    def _fid(self, name: str) -> int:
-        return int(self._devices[name]["attributes"]["fid"])
+    def _attribute(self, name: str, key: str) -> int:
+        value = self._devices[name].get("attributes", {}).get(key)
+        if not isinstance(value, int):
+            raise InputError(f"{name} has no attribute {key}", source="emulation")
+        return value
 
     def _window(self, size: int) -> Window:
         at, self._free = self._free, self._free + size

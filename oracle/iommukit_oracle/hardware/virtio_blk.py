@@ -126,7 +126,7 @@ class VirtioBlkInitiator:
             (QUEUE_ENABLE, 1, 2),
             (STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK, 1),
         )
-        return all([self._store(*step) for step in steps]) and self._working()
+        return all(self._store(*step) for step in steps) and self._working()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
