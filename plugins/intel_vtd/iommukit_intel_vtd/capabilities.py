@@ -35,22 +35,35 @@ class Bits:
         return ((1 << self.width) - 1) << self.low
 
 
+ND = Bits("cap", 0, 3)
 RWBF = Bits("cap", 4)
+PLMR = Bits("cap", 5)
+PHMR = Bits("cap", 6)
 CM = Bits("cap", 7)
 SAGAW = Bits("cap", 8, 5)
 MGAW = Bits("cap", 16, 6)
+FRO = Bits("cap", 24, 10)
 SSLPS = Bits("cap", 34, 4)
+PSI = Bits("cap", 39)
+NFR = Bits("cap", 40, 8)
+MAMV = Bits("cap", 48, 6)
 FS1GP = Bits("cap", 56)
 FS5LP = Bits("cap", 60)
+ESRTPS = Bits("cap", 63)
 QI = Bits("ecap", 1)
 DT = Bits("ecap", 2)
 IR = Bits("ecap", 3)
 PT = Bits("ecap", 6)
 SC = Bits("ecap", 7)
+IRO = Bits("ecap", 8, 10)
+SRS = Bits("ecap", 31)
+PASID = Bits("ecap", 40)
 SMTS = Bits("ecap", 43)
 SSADS = Bits("ecap", 45)
 SSTS = Bits("ecap", 46)
 FSTS = Bits("ecap", 47)
+SMPWC = Bits("ecap", 48)
+RPS = Bits("ecap", 49)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +105,19 @@ class Capabilities:
         """Whether the driver runs the unit in scalable mode (``sm_supported``)."""
         return allowed and self.has(SMTS)
 
-    def address_width(self, scalable_allowed: bool) -> int | None:
-        """Bits of I/O virtual address that the unit translates, ``None`` where it has no usable table depth.
-
-        ``iommu_calculate_agaw``, limited to MGAW.
-        """
+    def levels(self, scalable_allowed: bool) -> int | None:
+        """How many levels the deepest tables have that the driver can use; ``None`` without any (``iommu_calculate_agaw``)."""
         depths = self.get(SAGAW)
         first_stage = 1 << 2 | self.get(FS5LP) << 3
         if self.scalable(scalable_allowed) and self.has(FSTS):
             depths = depths & first_stage if self.has(SSTS) else first_stage
-        deepest = (depths & 0b1111).bit_length() - 1
-        return min(30 + 9 * deepest, self.get(MGAW) + 1) if deepest >= 0 else None
+        depths &= 0b1111
+        return depths.bit_length() + 1 if depths else None
+
+    def address_width(self, scalable_allowed: bool) -> int | None:
+        """Bits of I/O virtual address that the unit translates, ``None`` where it has no usable table depth; MGAW limits them."""
+        levels = self.levels(scalable_allowed)
+        return min(12 + 9 * levels, self.get(MGAW) + 1) if levels else None
 
     def translates(self) -> bool:
         """Whether the unit names any address width (``alloc_iommu``)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from iommukit.device import Device
 from iommukit.domain import Domain, DomainType
@@ -17,6 +18,10 @@ from iommukit.policy import Era
 from iommukit_intel_vtd.capabilities import DEFAULT_WIDTH, FSTS, SMTS, SSTS, common, large_pages
 from iommukit_intel_vtd.remapping import RemappingUnit
 
+if TYPE_CHECKING:
+    from iommukit.hw.bus import Bus
+    from iommukit_intel_vtd.space import AddressSpace
+
 SIZE_4K = 1 << 12
 
 
@@ -25,6 +30,14 @@ class PagingDomain(Domain):
     """A domain with page tables, of the first or the second stage."""
 
     first_stage: bool = False
+    space: AddressSpace | None = None
+    """The tables, where the domain is used on hardware."""
+
+    @property
+    def mapped(self) -> int:
+        """The first address (bytes) beyond all that was ever mapped."""
+        regions = max((end + 1 for _, end in self.direct), default=0)
+        return regions if self.space is None else max(regions, self.space.used)
 
 
 def first_stage_by_default(unit: RemappingUnit, boot: BootState, *, unmanaged: bool = False) -> bool:
@@ -66,6 +79,17 @@ def new_paging_domain(type: DomainType, unit: RemappingUnit, boot: BootState) ->
     )
 
 
+def new_space(domain: PagingDomain, unit: RemappingUnit, bus: Bus, era: Era) -> AddressSpace:
+    """Empty tables for a domain: before 7.2 as deep as there are, to be trimmed when a device is attached.
+
+    Raises ``IommuError("ENOMEM")``.
+    """
+    from iommukit_intel_vtd.space import AddressSpace  # numpy is slow to import, and policy needs none of it
+
+    levels = unit.levels if era >= Era.V7_2 else (DEFAULT_WIDTH - 12) // 9
+    return AddressSpace(bus.memory, first_stage=domain.first_stage, levels=levels, whole=era < Era.V7_2)
+
+
 def fit(domain: PagingDomain, unit: RemappingUnit, device: Device) -> None:
     """Check that the unit can walk the domain's tables, and before 7.2 trim them to it (``prepare_domain_attach_device``)."""
     boot = device.system.boot
@@ -74,7 +98,7 @@ def fit(domain: PagingDomain, unit: RemappingUnit, device: Device) -> None:
         if domain.aperture[1] > aperture(unit.width, domain.first_stage)[1] or domain.page_sizes & ~sizes:
             raise IommuError("EINVAL", "the domain's tables are not for this unit")
         return
-    used = max((end + 1 for _, end in domain.direct), default=0)
+    used = domain.mapped
     if used > 1 << unit.width:
         if boot.era >= Era.V6_12:
             raise IommuError("EINVAL", "the domain holds addresses beyond the unit's width")

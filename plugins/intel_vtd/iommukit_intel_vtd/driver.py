@@ -34,7 +34,7 @@ from iommukit_intel_vtd.capabilities import (
     audit,
     common,
 )
-from iommukit_intel_vtd.domains import PagingDomain, first_stage_by_default, fit, new_paging_domain
+from iommukit_intel_vtd.domains import PagingDomain, first_stage_by_default, fit, new_paging_domain, new_space
 from iommukit_intel_vtd.firmware import DMAR, Dmar
 from iommukit_intel_vtd.options import OPTIONS
 from iommukit_intel_vtd.parse import audits, read_platform
@@ -262,6 +262,9 @@ def probe_finalize(device: Device) -> None:
 @hookimpl
 def release_device(device: Device) -> None:
     """Take the device's translation away."""
+    running = _unit(device).running
+    if running is not None:
+        running.attachments.forget(device)
     device.attached = None
 
 
@@ -348,7 +351,11 @@ def domain_alloc(device: Device, type: DomainType) -> Domain | None:
         return unit.platform.blocked if boot.era >= Era.V6_12 else None
     if type is DomainType.PLATFORM or (type is DomainType.DMA_FQ and boot.era >= Era.V6_12):
         return None
-    return new_paging_domain(type, unit, boot)
+    domain = new_paging_domain(type, unit, boot)
+    assert device.unit is not None
+    if device.unit.bus is not None:
+        domain.space = new_space(domain, unit, device.unit.bus, boot.era)
+    return domain
 
 
 @hookimpl
@@ -356,7 +363,7 @@ def attach_dev(domain: Domain, device: Device) -> None:
     """Put the device's requests through a domain (``intel_iommu_attach_device``).
 
     Raises ``EPERM`` before 6.12 for an unmanaged domain where firmware shares memory with the device, ``EFAULT`` (later ``EINVAL``)
-    for a domain with addresses that the unit cannot translate.
+    for a domain with addresses that the unit cannot translate, ``ENOMEM``, and ``ENOSPC`` where the unit has no free domain id.
     """
     unit, boot = _unit(device), device.system.boot
     if domain.type is DomainType.UNMANAGED and boot.era < Era.V6_12 and _rmrr_locked(device):
@@ -367,6 +374,8 @@ def attach_dev(domain: Domain, device: Device) -> None:
         raise IommuError("EPERM", "firmware shares memory with the device")
     if isinstance(domain, PagingDomain):
         fit(domain, unit, device)
+    if unit.running is not None:
+        unit.running.attach(device, domain)
     device.attached = domain
 
 

@@ -8,9 +8,7 @@ from pydantic import Field, StrictBool, ValidationError
 
 from iommukit.errors import InputError
 from iommukit.machine.model import Machine, Number, Strict
-from iommukit_intel_vtd.capabilities import CM, DT, FS1GP, FSTS, IR, PT, SC, SMTS, SSADS, SSLPS, SSTS, Bits, Capabilities
-
-SRS = Bits("ecap", 31)
+from iommukit_intel_vtd.capabilities import CM, DT, FS1GP, FSTS, IR, PT, SC, SMTS, SRS, SSADS, SSLPS, SSTS, Capabilities
 
 
 class UnitWords(Strict):

@@ -63,7 +63,8 @@ def read_platform(machine: Machine, boot: BootState) -> Platform:
     Raises ``InputError`` for options that do not fit the table, ``NotApplicable`` for reserved regions that VT-d cannot have.
     """
     facts = _facts_of(machine)
-    platform = Platform(facts.table, "DMAR" not in machine.firmware, facts.hardware, vtd_options(boot), facts.nodes, facts.others)
+    synthetic, options = "DMAR" not in machine.firmware, vtd_options(boot)
+    platform = Platform(facts.table, synthetic, facts.hardware, options, facts.nodes, facts.others, boot.era)
     platform.valid = _validate(facts.table, facts.words, boot.log)
     platform.parsed = _Parser(platform, facts.words, boot.log).run()
     if audits(boot):

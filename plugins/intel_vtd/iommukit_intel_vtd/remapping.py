@@ -7,16 +7,22 @@ bound to its structures, and units left out, when DMA remapping is about to be s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from iommukit.device import Device, DeviceFacts, DeviceKind
 from iommukit.domain import Domain, DomainType
-from iommukit.kernel.aliases import real_dma_device
+from iommukit.kernel.aliases import dma_aliases, real_dma_device
+from iommukit.policy import Era
 from iommukit_intel_vtd.capabilities import Capabilities
 from iommukit_intel_vtd.firmware import Andd, Atsr, Dmar, Drhd, Rmrr, Satc, ScopeKind
 from iommukit_intel_vtd.hardware import VtdHardware
 from iommukit_intel_vtd.options import VtdOptions
 from iommukit_intel_vtd.quirks import Quirks, is_display
 from iommukit_intel_vtd.scope import PciNode, ScopeMismatch, names, node_of, upward
+
+if TYPE_CHECKING:
+    from iommukit_intel_vtd.running import RunningUnit
+    from iommukit_intel_vtd.space import AddressSpace
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +41,15 @@ class RemappingUnit:
     """A predecessor kernel left translation on."""
     ignored: bool = False
     """Left out: it has no devices, or only graphics that shall not be translated, or no usable tables."""
+    running: RunningUnit | None = None
+    """The unit at work, where the kernel runs on hardware."""
+
+    @property
+    def levels(self) -> int:
+        """How many levels its tables have."""
+        levels = self.capabilities.levels(self.platform.options.scalable)
+        assert levels is not None
+        return levels
 
 
 @dataclass(slots=True)
@@ -43,6 +58,8 @@ class Binding:
 
     unit: RemappingUnit | None = None
     rmrrs: list[Rmrr] = field(default_factory=list)
+    requester: int | None = None
+    """The requester id of a device outside PCI."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +78,8 @@ class Platform:
     devices: tuple[PciNode, ...]
     others: tuple[DeviceFacts, ...]
     """Platform devices."""
+    era: Era
+    """The generation of the driver."""
     valid: bool = True
     """Firmware names no impossible unit, so that the driver starts at all."""
     parsed: bool = False
@@ -73,6 +92,8 @@ class Platform:
     quirks: Quirks = field(default_factory=Quirks)
     identity: Domain = field(default_factory=lambda: Domain(DomainType.IDENTITY, static=True))
     blocked: Domain = field(default_factory=lambda: Domain(DomainType.BLOCKED, static=True))
+    one_to_one: AddressSpace | None = None
+    """The tables of the identity domain, where there must be some (``si_domain``)."""
 
     @property
     def words_known(self) -> bool:
@@ -120,7 +141,8 @@ class Platform:
                         f'DMAR: ACPI device "{facts.label}" under DMAR at {unit.drhd.address:x} as'
                         f" {scope.start_bus:02x}:{slot:02x}.{function}"
                     )
-                    self.bindings[facts.name] = Binding(unit)
+                    requester = scope.start_bus << 8 | slot << 3 | function
+                    self.bindings[facts.name] = Binding(unit, requester=requester)
                     return
         log.append(f"DMAR: No IOMMU scope found for ANDD enumeration ID {number} ({facts.label})")
 
@@ -168,6 +190,14 @@ class Platform:
             if unit.drhd.segment == device.facts.pci.segment and (unit.drhd.include_pci_all or id(unit) in bound):
                 return unit
         return None
+
+    def requesters_of(self, device: Device) -> tuple[int, ...]:
+        """The ids that a device's requests may carry; the last is that which they carry here, behind a bridge the bridge's."""
+        if device.facts.pci is None:
+            requester = self.bindings[device.name].requester
+            assert requester is not None
+            return (requester,)
+        return tuple(dict.fromkeys(requester for _, requester in dma_aliases(device)))
 
     def rmrrs_of(self, device: Device) -> list[Rmrr]:
         """The memory that firmware reserves for a device, by its own scope or that of a bridge above."""

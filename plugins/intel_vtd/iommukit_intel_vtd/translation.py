@@ -1,0 +1,229 @@
+"""From a route and an address to memory: walks through paging-structure caches, alone or many at once (VT-d specification 6.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iommukit.errors import InputError
+from iommukit.hw.tlb import FEW, Addresses, Permissions, Tlb
+from iommukit_intel_vtd.contexts import Route
+from iommukit_intel_vtd.layout import Reason
+from iommukit_intel_vtd.walker import ACCESSED, DIRTIED, DIRTY, READ, USER, WRITE, Stages, Stopped, descend, entry_shift
+
+if TYPE_CHECKING:
+    from iommukit.hw.memory import PhysicalMemory
+
+LEVEL = 4
+"""In a paging-structure cache's permissions, lowest bit of the level of the table that the entry names."""
+CHUNK = 1 << 14
+"""So many walks are made side by side."""
+LEARN = 512
+"""Of these, so many of the last are kept in the paging-structure caches."""
+
+Small = NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class Answers:
+    """What became of many requests: physical addresses, permissions and page sizes as shifts; or a reason other than 0."""
+
+    physical: Addresses
+    permissions: Permissions
+    shifts: Small
+    reasons: Small
+
+    @classmethod
+    def room(cls, count: int) -> Answers:
+        """For ``count`` requests."""
+        physical = np.zeros(count, dtype=np.uint64)
+        return cls(physical, *(np.zeros(count, dtype=np.uint8) for _ in range(3)))
+
+    def part(self, first: int, last: int) -> Answers:
+        """A part of them, in place."""
+        cut = slice(first, last)
+        return Answers(self.physical[cut], self.permissions[cut], self.shifts[cut], self.reasons[cut])
+
+
+class Translator:
+    """One unit's page walks.
+
+    ``structures`` keeps, by tag, the table and the permissions so far for each stretch of addresses that an upper entry covers.
+    """
+
+    def __init__(self, memory: PhysicalMemory, stages: Stages, capacity: int) -> None:
+        self._memory = memory
+        self._stages = stages
+        self.structures = Tlb(capacity)
+
+    # ---- one address -------------------------------------------------------------------------------------------------
+
+    def walk(self, route: Route, iova: int, write: bool) -> tuple[int, int, int]:
+        """The physical address, the permissions and the page's size (as a shift).  Raises ``Stopped``."""
+        level = table = 0
+        allowed = READ | WRITE
+        known = self.structures.lookup(route.tag, iova)
+        if known is not None:
+            level = known[1] >> LEVEL
+            table = known[0] - (iova & (1 << entry_shift(level + 1)) - 1)
+            allowed = known[1] & (READ | WRITE)
+        first = self._stages.of(route).first
+        try:
+            for found in descend(self._memory, self._stages, route, iova, write, level=level, table=table, allowed=allowed):
+                entry, shift = found.entry, entry_shift(found.level)
+                if first:
+                    entry = self._use(route, found.address, entry, found.leaf and write)
+                if found.leaf:
+                    inside = (1 << shift) - 1
+                    dirty = DIRTY if not first or entry & DIRTIED else 0
+                    return entry & self._stages.address & ~inside | iova & inside, found.allowed | dirty, shift
+                kept = found.allowed | found.level - 1 << LEVEL
+                self.structures.insert(route.tag, iova & -(1 << shift), shift, entry & self._stages.address, kept)
+        except InputError:
+            pass
+        raise Stopped(self._stages.of(route).access)
+
+    def _use(self, route: Route, address: int, entry: int, write: bool) -> int:
+        """Set a first-stage entry's accessed bit, and its dirty bit for a write (3.6.2)."""
+        used = entry | ACCESSED | (DIRTIED if write else 0)
+        if used != entry:
+            if not route.snooped:
+                raise Stopped(Reason.FS_ACCESSED_UNSNOOPED)
+            self._memory.set_word(address, used)
+        return used
+
+    # ---- many --------------------------------------------------------------------------------------------------------
+
+    def walk_many(self, route: Route, iovas: Addresses, write: bool) -> Answers:
+        """The same for many addresses."""
+        answers = Answers.room(len(iovas))
+        for at in range(0, len(iovas), CHUNK):
+            part, room = iovas[at : at + CHUNK], answers.part(at, at + CHUNK)
+            if len(part) < FEW:
+                self._walk_few(route, part, write, room)
+            else:
+                self._walk_chunk(route, part, write, room)
+        return answers
+
+    def _walk_few(self, route: Route, iovas: Addresses, write: bool, answers: Answers) -> None:
+        for at, iova in enumerate(iovas.tolist()):
+            try:
+                answers.physical[at], answers.permissions[at], answers.shifts[at] = self.walk(route, iova, write)
+            except Stopped as stopped:
+                answers.reasons[at] = stopped.reason
+
+    def _walk_chunk(self, route: Route, iovas: Addresses, write: bool, answers: Answers) -> None:
+        hits, found, kept = self.structures.lookup_many(route.tag, iovas)
+        start = np.where(hits, kept >> LEVEL, np.uint8(route.levels))
+        walks: _Walks | None = None
+        for level in range(route.levels, 0, -1):
+            joining = np.flatnonzero(start == level)
+            if len(joining):
+                offset = iovas[joining] & np.uint64((1 << entry_shift(level + 1)) - 1)
+                known = hits[joining]
+                tables = np.where(known, found[joining] - offset, np.uint64(route.root))
+                allowed = np.where(known, kept[joining] & np.uint8(3), np.uint8(READ | WRITE))
+                walks = _Walks(joining, iovas[joining], tables, allowed).after(walks)
+            if walks is not None:
+                self._level(route, level, write, walks, answers)
+                if not len(walks.which):
+                    walks = None
+
+    def _level(self, route: Route, level: int, write: bool, walks: _Walks, answers: Answers) -> None:
+        """Read one level's entries, answer for those that end there, and go on to the next tables with the others."""
+        stage, memory = self._stages.of(route), self._memory
+        shift = entry_shift(level)
+        base, end = np.uint64(memory.base), np.uint64(memory.end - 0x1000)
+        walks.stop((walks.tables < base) | (walks.tables > end), stage.access, answers)
+        walks.read(memory, shift)
+        if stage.first:
+            walks.stop(walks.entries & np.uint64(1) == 0, stage.absent[write], answers)
+        else:
+            walks.stop(walks.entries & np.uint64(WRITE if write else READ) == 0, stage.refused[write], answers)
+        leaf = walks.leaves(level, stage.leaf[level])
+        masks = np.array([stage.reserved_table[level], stage.reserved_page[level]], dtype=np.uint64)
+        mixed = leaf.any() and not leaf.all()
+        reserved = walks.entries & (masks[leaf.view(np.int8)] if mixed else masks[int(leaf.any())]) != 0
+        walks.stop(reserved, stage.reserved, answers)
+        if stage.first:
+            walks.stop(walks.entries & np.uint64(USER) == 0, Reason.FS_SUPERVISOR, answers)
+            if write:
+                walks.stop(walks.entries & np.uint64(WRITE) == 0, stage.refused[True], answers)
+            self._use_many(route, walks, walks.leaves(level, stage.leaf[level]), write, answers)
+            walks.allowed &= (walks.entries & np.uint64(WRITE) | np.uint64(READ)).astype(np.uint8)
+        else:
+            walks.allowed &= walks.entries.astype(np.uint8) & np.uint8(READ | WRITE)
+        leaf = walks.leaves(level, stage.leaf[level])
+        address = walks.entries & np.uint64(self._stages.address)
+        if leaf.any():
+            done, inside = walks.which[leaf], np.uint64((1 << shift) - 1)
+            answers.physical[done] = address[leaf] & ~inside | walks.iovas[leaf] & inside
+            dirty = walks.entries[leaf] & np.uint64(DIRTIED) != 0 if stage.first else np.True_
+            answers.permissions[done] = walks.allowed[leaf] | dirty * np.uint8(DIRTY)
+            answers.shifts[done] = shift
+            walks.keep(~leaf)
+            address = address[~leaf]
+        walks.tables = address
+        if len(address):
+            last = slice(-LEARN, None)
+            kept = walks.allowed[last] | np.uint8(level - 1 << LEVEL)
+            covered = np.uint64((1 << shift) - 1)
+            self.structures.insert_many(route.tag, shift, walks.iovas[last] & ~covered, address[last], kept)
+
+    def _use_many(self, route: Route, walks: _Walks, leaf: NDArray[np.bool_], write: bool, answers: Answers) -> None:
+        """Set accessed and dirty bits where they are missing."""
+        used = walks.entries | np.uint64(ACCESSED)
+        if write:
+            used = np.where(leaf, used | np.uint64(DIRTIED), used)
+        changed = used != walks.entries
+        if not changed.any():
+            return
+        if not route.snooped:
+            walks.stop(changed, Reason.FS_ACCESSED_UNSNOOPED, answers)
+            return
+        self._memory.words[walks.index[changed]] = used[changed]
+        walks.entries = used
+
+
+class _Walks:
+    """Walks side by side: which requests, where they are, what they may so far, and the entries just read."""
+
+    def __init__(self, which: NDArray[np.int64], iovas: Addresses, tables: Addresses, allowed: Permissions) -> None:
+        self.which, self.iovas, self.tables, self.allowed = which, iovas, tables, allowed
+        self.entries = tables
+        self.index = which
+
+    def after(self, others: _Walks | None) -> _Walks:
+        """These, behind others at the same level."""
+        if others is None:
+            return self
+        return _Walks(
+            np.concatenate((others.which, self.which)),
+            np.concatenate((others.iovas, self.iovas)),
+            np.concatenate((others.tables, self.tables)),
+            np.concatenate((others.allowed, self.allowed)),
+        )
+
+    def read(self, memory: PhysicalMemory, shift: int) -> None:
+        """Read each one's entry."""
+        offset = self.iovas >> np.uint64(shift) & np.uint64(511)
+        self.index = ((self.tables - np.uint64(memory.base) >> np.uint64(3)) + offset).view(np.int64)
+        self.entries = memory.words.take(self.index)
+
+    def leaves(self, level: int, bit: int) -> NDArray[np.bool_]:
+        """Which entries are pages."""
+        return self.entries & np.uint64(bit) != 0 if bit else np.full(len(self.which), level == 1)
+
+    def keep(self, good: NDArray[np.bool_]) -> None:
+        """Go on with some."""
+        self.which, self.iovas, self.allowed = self.which[good], self.iovas[good], self.allowed[good]
+        self.tables, self.entries, self.index = self.tables[good], self.entries[good], self.index[good]
+
+    def stop(self, bad: NDArray[np.bool_], reason: Reason, answers: Answers) -> None:
+        """End some with a reason."""
+        if bad.any():
+            answers.reasons[self.which[bad]] = reason
+            self.keep(~bad)
