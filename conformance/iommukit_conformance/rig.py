@@ -89,6 +89,12 @@ class Rig:
             raise NotApplicable(f"{self.system.vendor.name} has no unit for {name} in {self.system.kernel.name}")
         return device
 
+    @property
+    def users(self) -> list[Device]:
+        """Those of the two that are there."""
+        devices = (self.system.devices.get(name) for name in ("nic", "second"))
+        return [device for device in devices if device is not None and device.unit is not None]
+
     def initiator(self, device: Device) -> Initiator:
         """The device's DMA."""
         if device not in self._initiators:
@@ -129,6 +135,11 @@ class Rig:
             self.attach(device, to)
         self.system.free(domain)
 
+    @property
+    def reach(self) -> int:
+        """The first address that is too high for some of the devices."""
+        return min(self.initiator(device).reach for device in self.users)
+
     # ---- addresses ---------------------------------------------------------------------------------------------------
 
     def granule(self, domain: Domain) -> int:
@@ -138,7 +149,7 @@ class Rig:
     def sizes(self, domain: Domain) -> list[int]:
         """The page sizes that can be tried: aligned physical memory must be there, and room in the aperture."""
         first, last = domain.aperture
-        room = min(last - first + 1, self.initiator(self.nic).reach - first)
+        room = min(last + 1, self.reach) - first
         found = [1 << bit for bit in range(12, 64) if domain.page_sizes >> bit & 1]
         return [size for size in found if size <= room // 8 and self._aligned(size) is not None]
 
@@ -193,7 +204,7 @@ class Rig:
         granule = self.granule(domain)
         align = align or granule
         first, last = domain.aperture
-        last = min(last, self.initiator(self.nic).reach - 1, self.initiator(self.second).reach - 1)
+        last = min(last, self.reach - 1)
         # Not at the very beginning, where some case looks at the edge.
         address = max(first + granule, 1 << 20 if not first else 0)
         while True:
@@ -211,7 +222,7 @@ class Rig:
     def border(self, domain: Domain, room: int) -> int:
         """The address with ``room`` bytes free on both sides that is aligned best: a border of tables of every level."""
         first, last = domain.aperture
-        last = min(last, self.initiator(self.nic).reach - 1, self.initiator(self.second).reach - 1)
+        last = min(last, self.reach - 1)
         for bit in range(63, 11, -1):
             step = 1 << bit
             address = -(-(first + room) // step) * step
@@ -233,7 +244,7 @@ class Rig:
 
     def _barred(self) -> Iterator[tuple[int, int]]:
         yield from self._taken
-        for device in (self.nic, self.second):
+        for device in self.users:
             for region in self.system.regions(device):
                 if region.type is not RegionType.SW_MSI:
                     yield region.start, region.end + 1
@@ -349,14 +360,16 @@ class Rig:
 
     def words(self, device: Device, iovas: Sequence[int] | Addresses) -> Addresses:
         """The words at many addresses; ``UNMAPPED`` where nothing comes.  In stamped memory they are physical addresses."""
-        return self.initiator(device).load_words(np.asarray(iovas, dtype=np.uint64))
+        found = self.initiator(device).load_words(np.asarray(iovas, dtype=np.uint64))
+        self.collect()
+        return found
 
     # ---- faults ------------------------------------------------------------------------------------------------------
 
     @property
     def units(self) -> list[Unit]:
-        """The units of both devices."""
-        return list(dict.fromkeys(device.unit for device in (self.nic, self.second) if device.unit is not None))
+        """The units above the devices."""
+        return list(dict.fromkeys(device.unit for device in self.users if device.unit is not None))
 
     def collect(self) -> None:
         """Let the driver read the faults."""
