@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from iommukit.errors import HardwareLost, InputError, IommuError, NotApplicable
+from iommukit.hw.platform import WindowClosed
 from iommukit.hw.platforms import model, platform_factory
 from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.profiles import PROFILES
@@ -58,10 +59,13 @@ def open_rig(
     variant: str = PLAIN,
     *,
     devices: tuple[Mapping[str, Any], ...] = (),
+    absent: str = "",
     registry: VendorRegistry | None = None,
     **boot: Any,
 ) -> Rig:
     """Boot on fresh hardware; to be closed.  Other ``devices`` than two network cards only on the model.
+
+    The device ``absent`` is there, but the kernel does not know of it before it is added.
 
     Raises ``NotApplicable`` where the vendor has no such hardware, ``Undecided`` where it cannot be had on this computer.
     """
@@ -76,7 +80,7 @@ def open_rig(
             raise
         raise Undecided(f"there is no {lab.hardware} here: {error}") from error
     try:
-        machine = _machine(lab, platform, variant, devices)
+        machine = _machine(lab, platform, variant, devices, absent)
         boot.setdefault("kconfig", "strict")
         system = start_system(lab.kernel, vendor, registry, machine, BootSpec(**boot), platform=platform)
         if system.platform is None:
@@ -87,7 +91,18 @@ def open_rig(
         raise
 
 
-def _machine(lab: Lab, platform: WatchedPlatform, variant: str, devices: tuple[Mapping[str, Any], ...]) -> Machine:
+def _machine(lab: Lab, platform: WatchedPlatform, variant: str, devices: tuple[Mapping[str, Any], ...], absent: str) -> Machine:
+    document = _document(lab, platform, variant, devices)
+    if absent:
+        fields = document.model_dump(exclude_unset=True, by_alias=True)
+        for device in fields["devices"]:
+            if device["name"] == absent:
+                device["present"] = False
+        document = lab.document(fields)
+    return document
+
+
+def _document(lab: Lab, platform: WatchedPlatform, variant: str, devices: tuple[Mapping[str, Any], ...]) -> Machine:
     emulation = platform.emulation or lab.ops.emulation(version=DOCUMENTED)
     if devices:
         if not platform.is_model:
@@ -147,6 +162,9 @@ def on_each(lab: Lab, check: Callable[[str], Findings]) -> Findings:
         except IommuError as error:
             looked = True
             yield _named(variant, f"the driver refuses what it should do: {error}")
+        except WindowClosed as error:
+            looked = True
+            yield _named(variant, str(error))
         except HardwareLost as error:
             looked = True
             yield _named(variant, f"the hardware does not survive it: {error}")

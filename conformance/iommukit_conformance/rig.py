@@ -290,9 +290,16 @@ class Rig:
         return int(done)
 
     def buffer(self, domain: Domain, size: int, *, align: int = 0, prot: int = READ_WRITE) -> tuple[int, int]:
-        """Fresh memory mapped at fresh addresses: I/O address and physical address, equally aligned."""
-        physical, iova = self.frames(size, align or self.granule(domain)), self.iovas(domain, size, align)
-        self.map(domain, iova, physical, size, prot)
+        """Fresh memory mapped at fresh addresses: I/O address and physical address, equally aligned.
+
+        Without ``align`` only pages of the smallest size are used.
+        """
+        granule = self.granule(domain)
+        physical, iova = self.frames(size, align or granule), self.iovas(domain, size, align)
+        if align:
+            self.map(domain, iova, physical, size, prot)
+        else:
+            self.map_pages(domain, iova, physical, granule, size // granule, prot)
         return iova, physical
 
     def table_answer(self, domain: Domain, iova: int) -> int | None:

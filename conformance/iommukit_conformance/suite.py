@@ -24,6 +24,9 @@ MODULES = (
     "groups",
     "firmware",
     "page_tables",
+    "tlb",
+    "faults",
+    "attach",
     "scenarios",
     "watched",
 )
