@@ -145,10 +145,7 @@ def _half_the_range(first: int, second: int) -> COMMAND:
 
 
 def _one_page(first: int, second: int) -> COMMAND:
-    if (
-        _code(first) == Command.INVALIDATE_IOMMU_PAGES
-        and second & PAGES_ADDRESS.mask != PAGES_ADDRESS.mask >> 1 & PAGES_ADDRESS.mask
-    ):
+    if _code(first) == Command.INVALIDATE_IOMMU_PAGES and second & PAGES_ADDRESS.mask != ALL_PAGES:
         second &= ~PAGES_S.mask
     return first, second
 
