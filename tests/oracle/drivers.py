@@ -170,8 +170,11 @@ class Zpci(Driver):
             handle = struct.unpack_from(">I", answer, at + 12)[0]
             _, enabled = do.clp(struct.pack(">HHIQIHBBQHH", 32, 5, 0, 0, handle, 0, 0, 1, 0, 32, 0))
             self.handles.append(struct.unpack_from(">I", enabled, 16)[0])
-            block = struct.pack(">5Q", 0, 0, self.SPAN[0], self.SPAN[1] - 1, self.top | 0x804)
-            assert do.modify_controls(self.handles[-1], 4, 0, block).cc == 0
+            assert do.modify_controls(self.handles[-1], 4, 0, self.registration()).cc == 0
+
+    def registration(self) -> bytes:
+        """The function information block that registers the tables."""
+        return struct.pack(">5Q", 0, 0, self.SPAN[0], self.SPAN[1] - 1, self.top | 0x804)
 
     def _table(self, entries: int, fill: int) -> int:
         at = self.page(8 * entries)

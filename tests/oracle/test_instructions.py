@@ -87,8 +87,7 @@ def test_the_agent_wakes_up(platform: QemuPlatform) -> None:
 def test_wrong_sequence_has_a_status(platform: QemuPlatform, do: AgentInstructions) -> None:
     driver = Zpci(platform.bus)
     driver.start()
-    block = struct.pack(">5Q", 0, 0, *driver.SPAN, driver.top | 0x804)
-    again = do.modify_controls(driver.handles[0], REGISTER, 0, block)
+    again = do.modify_controls(driver.handles[0], REGISTER, 0, driver.registration())
     assert (again.cc, again.status) == (1, 24), "registered already"
     assert do.modify_controls(driver.handles[0], DEREGISTER, 0, b"").cc == 0
 
@@ -122,3 +121,25 @@ def test_refresh_is_needed_for_a_new_entry(platform: QemuPlatform, do: AgentInst
     assert (done.cc, done.interruption) == (0, 0)
     nic.store(iova, 9)
     assert platform.bus.memory.read(page, 9) == b"new entry"
+
+
+def test_a_device_whose_tables_are_gone_does_nothing(platform: QemuPlatform, do: AgentInstructions) -> None:
+    driver = Zpci(platform.bus)
+    driver.start()
+    nic, page, iova = platform.engine("nic"), platform.buffers.start, 0x1_5000_0000
+    driver.open(nic.windows[0])
+    driver.map(iova, page)
+    nic.poke(0, b"before it")
+    nic.store(iova, 9)
+    assert do.modify_controls(driver.handles[0], DEREGISTER, 0, b"").cc == 0
+    for data in (b"meanwhile", b"once more"):
+        nic.poke(0, data)
+        nic.store(iova, 9)
+    assert platform.bus.memory.read(page, 9) == b"before it"
+    assert do.modify_controls(driver.handles[0], REGISTER, 0, driver.registration()).cc == 0
+    for at in (nic.windows[0].iova, iova):
+        assert do.refresh_translations(driver.handles[0], at, nic.windows[0].size).cc == 0
+    assert platform.bus.memory.read(page, 9) == b"before it", "nothing was left over"
+    nic.poke(0, b"afterward")
+    nic.store(iova, 9)
+    assert platform.bus.memory.read(page, 9) == b"afterward"

@@ -139,7 +139,8 @@ class QemuPlatform:
     def _zpci_initiator(self, name: str) -> Initiator:
         assert self._instructions is not None
         window = self._window(VirtioBlkInitiator.WINDOW)
-        return VirtioBlkInitiator(self.qemu, self._instructions, self._attribute(name, "fid"), self._disks[name], window)
+        fid, disk = self._attribute(name, "fid"), self._disks[name]
+        return VirtioBlkInitiator(self.qemu, self._instructions, name, fid, disk, window)
 
     # ---- the platform ------------------------------------------------------------------------------------------------
 

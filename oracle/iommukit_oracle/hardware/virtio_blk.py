@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from iommukit.errors import HardwareLost
 from iommukit.hw.bus import PciInstructions
 from iommukit.hw.memory import PhysicalMemory
 from iommukit.hw.platform import UNMAPPED, Addresses, Window
@@ -41,6 +40,8 @@ RING = 256
 LIST_PCI, RESET_ERROR = 2, 7
 """A CLP command and an operation control of MPCIFC."""
 RESPONSE_OK = 0x10
+LOOKS = 8
+"""How often the answer to a request is looked for before the device is."""
 ENTRY = 16
 """Bytes of a function in the answer to List PCI Functions."""
 
@@ -50,7 +51,7 @@ class VirtioBlkInitiator:
 
     A fault blocks the function until its error state is reset, and leaves the virtio device in need of a reset.  The first is done
     at once, as the function's driver would do it on the error event, the second before the next request; the event is left to
-    the IOMMU's driver.  Where the function is not enabled, or no tables are registered, nothing happens.
+    the IOMMU's driver.  ``name`` is the device's in QEMU, ``disk`` its file.  Where the function is not enabled, or no tables are registered, nothing happens.
     """
 
     WINDOW = 0x6000
@@ -60,16 +61,18 @@ class VirtioBlkInitiator:
     _WORDS_AT = 0x10000
     """Where on the disk they go."""
 
-    def __init__(self, qemu: Qemu, instructions: PciInstructions, fid: int, disk: int, window: Window) -> None:
+    def __init__(self, qemu: Qemu, instructions: PciInstructions, name: str, fid: int, disk: int, window: Window) -> None:
         self.windows: Sequence[Window] = (window,)
         self.reach = 1 << 64
-        self._process = qemu.process
+        self._qemu = qemu
+        self._path = f"/machine/peripheral/{name}/virtio-backend"
         self._memory: PhysicalMemory = qemu.memory
         self._instructions = instructions
         self._fid = fid
         self._disk = disk
         self._window = window
         self._handle = 0
+        self._up = False
         self._requests = 0
 
     # ---- the function ------------------------------------------------------------------------------------------------
@@ -103,11 +106,12 @@ class VirtioBlkInitiator:
         return status is not None and status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
 
     def _unblock(self) -> None:
+        self._up = False
         self._instructions.modify_controls(self._handle, RESET_ERROR, 0, b"")
 
     def _ready(self) -> bool:
         """Bring the device up, if it is not; False where the function does not answer."""
-        if self._handle and self._working():
+        if self._up and self._working():
             return True
         self._handle = self._find()
         window, self._requests = self._window, 0
@@ -126,7 +130,8 @@ class VirtioBlkInitiator:
             (QUEUE_ENABLE, 1, 2),
             (STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK, 1),
         )
-        return all(self._store(*step) for step in steps) and self._working()
+        self._up = all(self._store(*step) for step in steps) and self._working()
+        return self._up
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
@@ -158,20 +163,31 @@ class VirtioBlkInitiator:
         memory.write(available + 2, struct.pack("<H", self._requests))
 
     def _served(self) -> bool:
-        """Wait until QEMU's own thread has served the request, or has given the device up."""
-        memory, base = self._memory, self._window.physical
+        """Wait until QEMU's own thread has served the request, or has given the device up, or has found no request.
+
+        The last is what a device does that reads zeros from its rings, since nothing of its memory is mapped.
+        """
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
-            for _ in range(8):
-                if int.from_bytes(memory.read(base + self._USED + 2, 2), "little") == self._requests:
-                    return memory.read(base + self._STATUS, 1) == b"\0"
+            for _ in range(LOOKS):
+                if self._answered():
+                    return self._memory.read(self._window.physical + self._STATUS, 1) == b"\0"
                 time.sleep(0)
             if not self._working():
                 return False
-        raise self._lost()
+            # QEMU has answered one question since it was told of the request, so it knows by the second.
+            if not self._busy() and not self._busy() and not self._answered():
+                return False
+        raise self._qemu.process.lost(f"leaves a request of function {self._fid} unserved")
 
-    def _lost(self) -> HardwareLost:
-        return self._process.lost(f"leaves a request of function {self._fid} unserved")
+    def _answered(self) -> bool:
+        used = self._memory.read(self._window.physical + self._USED + 2, 2)
+        return int.from_bytes(used, "little") == self._requests
+
+    def _busy(self) -> bool:
+        """Whether the device has taken a request and not answered it yet."""
+        status = self._qemu.monitor.ask("x-query-virtio-queue-status", path=self._path, queue=0)
+        return bool(status["inuse"])
 
     def _around(self, at: int, size: int) -> tuple[int, int, int]:
         """The first sector, and the bytes that are missing before and behind, of a piece of the disk."""
