@@ -76,12 +76,14 @@ def declare() -> VendorDeclaration:
                 "direct-regions",
                 "relaxable-regions",
                 "superpages",
+                "write-only",
                 "pasid",
                 "resv-firmware",
                 "legacy-strict-option",
             }
         ),
         hardware_options=hardware.OPTIONS,
+        hardware_variants=hardware.VARIANTS,
     )
 
 

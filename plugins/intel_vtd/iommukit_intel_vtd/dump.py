@@ -29,8 +29,8 @@ from iommukit_intel_vtd.capabilities import (
     SSTS,
     Capabilities,
 )
-from iommukit_intel_vtd.contexts import DeviceTables, Route, Use
-from iommukit_intel_vtd.layout import RTADDR_TTM, TTM_LEGACY, TTM_SCALABLE
+from iommukit_intel_vtd.contexts import DeviceTables, Entry, Route, Use
+from iommukit_intel_vtd.layout import PAGE_BITS, RTADDR_TTM, TTM_LEGACY, TTM_SCALABLE
 from iommukit_intel_vtd.walker import USER, Stage, Stages
 
 if TYPE_CHECKING:
@@ -90,6 +90,35 @@ SECOND_BITS = {0: "R", 1: "W", 7: "PS", 11: "SNP", 62: "TM"}
 FIRST_BITS = {0: "P", 1: "R/W", 2: "U/S", 5: "A", 6: "D", 7: "PS", 8: "G", 63: "XD"}
 
 
+FIELDS: dict[tuple[str, int], tuple[tuple[str, int, int], ...]] = {
+    ("root entry", 2): (("P", 0, 1), ("CTP", 12, 52)),
+    ("context entry", 2): (("P", 0, 1), ("FPD", 1, 1), ("TT", 2, 2), ("SSPTPTR", 12, 52), ("AW", 64, 3), ("DID", 72, 16)),
+    ("root entry", 1): (("P", 0, 1), ("CTP", 12, 52)),
+    ("context entry", 4): (
+        *(("P", 0, 1), ("FPD", 1, 1), ("DTE", 2, 1), ("PASIDE", 3, 1), ("PRE", 4, 1), ("PDTS", 9, 3), ("PASIDDIRPTR", 12, 52)),
+        *(("RID_PASID", 64, 20), ("RID_PRIV", 84, 1)),
+    ),
+    ("PASID directory entry", 1): (("P", 0, 1), ("FPD", 1, 1), ("SMPTBLPTR", 12, 52)),
+    ("PASID table entry", 8): (
+        *(("P", 0, 1), ("FPD", 1, 1), ("AW", 2, 3), ("SSEE", 5, 1), ("PGTT", 6, 3), ("SSADE", 9, 1), ("SSPTPTR", 12, 52)),
+        *(("DID", 64, 16), ("PWSNP", 87, 1), ("PGSNP", 88, 1)),
+        *(("SRE", 128, 1), ("FSPM", 130, 2), ("WPE", 132, 1), ("NXE", 133, 1), ("FSPTPTR", 140, 52)),
+    ),
+}
+"""The fields of entries (9.1 to 9.6) by the entry's name and its words: name, lowest bit, width.  52 bits are an address."""
+
+
+def _meaning(entry: Entry) -> str:
+    """The fields that are not 0: a single bit by its name alone."""
+    value = sum(word << 64 * number for number, word in enumerate(entry.words))
+    words = []
+    for name, low, width in FIELDS[entry.name, len(entry.words)]:
+        found = value >> low & (1 << width) - 1
+        if found:
+            words.append(name if width == 1 else f"{name}={found << PAGE_BITS if width == 52 else found:#x}")
+    return " ".join(words) or "not present"
+
+
 def walks(memory: TableReader, roots: Mapping[str, int], requester: int | None, iova: int | None) -> Iterator[Walk]:
     """Each device's translation; see the hook ``walk_tables``.
 
@@ -110,7 +139,7 @@ def walks(memory: TableReader, roots: Mapping[str, int], requester: int | None, 
 
 def _walk(memory: TableReader, stages: Stages, route: Route, requester: int, iova: int | None) -> Walk:
     steps = tuple(
-        Step(entry.name, entry.address, sum(word << 64 * number for number, word in enumerate(entry.words)), "")
+        Step(entry.name, entry.address, sum(word << 64 * number for number, word in enumerate(entry.words)), _meaning(entry))
         for entry in route.path
     )
     if route.use is Use.STOP:

@@ -85,6 +85,15 @@ FROM_TABLE = ("host_address_width", "platform_opt_in")
 
 OPTIONS: dict[str, str] = {name: field.description or "" for name, field in VtdHardware.model_fields.items()}
 
+VARIANTS: dict[str, dict[str, object]] = {
+    "caching-mode": {"caching_mode": True},
+    "four-levels": {"address_width": 48},
+    "five-levels": {"address_width": 57, "superpages": ["2M"]},
+    "scalable": {"address_width": 48, "scalable_mode": True},
+    "first-stage": {"address_width": 48, "scalable_mode": True, "first_stage": True},
+}
+"""Units whose tables or queues differ from the plain one's, which has three levels in legacy mode."""
+
 _NOTHING = VtdHardware()
 
 

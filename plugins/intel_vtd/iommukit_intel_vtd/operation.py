@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from iommukit.device import Device, Unit
 from iommukit.domain import Domain
 from iommukit.errors import IommuError
-from iommukit.hookspecs import Gather, hookimpl
+from iommukit.hookspecs import Emulation, Gather, Mistake, hookimpl
 from iommukit_intel_vtd.domains import PagingDomain
 from iommukit_intel_vtd.remapping import RemappingUnit
 
@@ -163,3 +163,22 @@ def walk_tables(memory: TableReader, roots: Mapping[str, int], requester: int | 
     from iommukit_intel_vtd.dump import walks
 
     return walks(memory, roots, requester, iova)
+
+
+# ---- being judged ----------------------------------------------------------------------------------------------------
+
+
+@hookimpl
+def emulation(version: tuple[int, int]) -> Emulation | None:
+    """QEMU's q35 with an ``intel-iommu``."""
+    from iommukit_intel_vtd.emulation import emulated_machine
+
+    return emulated_machine(version)
+
+
+@hookimpl
+def mistakes() -> Sequence[Mistake]:
+    """Wrong drivers to try the suite with."""
+    from iommukit_intel_vtd.mistakes import MISTAKES
+
+    return MISTAKES

@@ -189,7 +189,7 @@ class Remapper:
                     physical, allowed, shift = self._translator.walk(route, iova, write)
                 except Stopped as stopped:
                     reason = stopped.reason
-                    if self._caching_mode:
+                    if self._caching_mode and stopped.absent:
                         self._iotlb.insert(route.tag, iova & -PAGE, PAGE_BITS, reason << PAGE_BITS, 0)
                 else:
                     if not FIRST_INTERRUPT <= physical <= LAST_INTERRUPT:
@@ -263,8 +263,8 @@ class Remapper:
             self._iotlb.insert_many(
                 route.tag, shift, wanted[some] & pages, answers.physical[some] & pages, answers.permissions[some]
             )
-        if self._caching_mode and not good.all():
-            absent = ~good & ~interrupts
+        absent = answers.absent != 0
+        if self._caching_mode and absent.any():
             kept = answers.reasons[absent].astype(np.uint64) << np.uint64(PAGE_BITS)
             pages = wanted[absent] & np.uint64((1 << 64) - PAGE)
             self._iotlb.insert_many(route.tag, PAGE_BITS, pages, kept, np.zeros(len(kept), dtype=np.uint8))

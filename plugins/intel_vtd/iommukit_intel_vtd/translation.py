@@ -29,23 +29,27 @@ Small = NDArray[np.uint8]
 
 @dataclass(slots=True)
 class Answers:
-    """What became of many requests: physical addresses, permissions and page sizes as shifts; or a reason other than 0."""
+    """What became of many requests: physical addresses, permissions and page sizes as shifts; or a reason other than 0.
+
+    ``absent`` is 1 where a walk ended at an entry that is not present or bad (``Stopped.absent``).
+    """
 
     physical: Addresses
     permissions: Permissions
     shifts: Small
     reasons: Small
+    absent: Small
 
     @classmethod
     def room(cls, count: int) -> Answers:
         """For ``count`` requests."""
         physical = np.zeros(count, dtype=np.uint64)
-        return cls(physical, *(np.zeros(count, dtype=np.uint8) for _ in range(3)))
+        return cls(physical, *(np.zeros(count, dtype=np.uint8) for _ in range(4)))
 
     def part(self, first: int, last: int) -> Answers:
         """A part of them, in place."""
         cut = slice(first, last)
-        return Answers(self.physical[cut], self.permissions[cut], self.shifts[cut], self.reasons[cut])
+        return Answers(self.physical[cut], self.permissions[cut], self.shifts[cut], self.reasons[cut], self.absent[cut])
 
 
 class Translator:
@@ -113,7 +117,7 @@ class Translator:
             try:
                 answers.physical[at], answers.permissions[at], answers.shifts[at] = self.walk(route, iova, write)
             except Stopped as stopped:
-                answers.reasons[at] = stopped.reason
+                answers.reasons[at], answers.absent[at] = stopped.reason, stopped.absent
 
     def _walk_chunk(self, route: Route, iovas: Addresses, write: bool, answers: Answers) -> None:
         hits, found, kept = self.structures.lookup_many(route.tag, iovas)
@@ -142,7 +146,8 @@ class Translator:
         if stage.first:
             walks.stop(walks.entries & np.uint64(1) == 0, stage.absent[write], answers)
         else:
-            walks.stop(walks.entries & np.uint64(WRITE if write else READ) == 0, stage.refused[write], answers)
+            walks.stop(walks.entries & np.uint64(READ | WRITE) == 0, stage.absent[write], answers)
+            walks.stop(walks.entries & np.uint64(WRITE if write else READ) == 0, stage.refused[write], answers, absent=False)
         leaf = walks.leaves(level, stage.leaf[level])
         masks = np.array([stage.reserved_table[level], stage.reserved_page[level]], dtype=np.uint64)
         mixed = leaf.any() and not leaf.all()
@@ -151,7 +156,7 @@ class Translator:
         if stage.first:
             walks.stop(walks.entries & np.uint64(USER) == 0, Reason.FS_SUPERVISOR, answers)
             if write:
-                walks.stop(walks.entries & np.uint64(WRITE) == 0, stage.refused[True], answers)
+                walks.stop(walks.entries & np.uint64(WRITE) == 0, stage.refused[True], answers, absent=False)
             self._use_many(route, walks, walks.leaves(level, stage.leaf[level]), write, answers)
             walks.allowed &= (walks.entries & np.uint64(WRITE) | np.uint64(READ)).astype(np.uint8)
         else:
@@ -222,8 +227,8 @@ class _Walks:
         self.which, self.iovas, self.allowed = self.which[good], self.iovas[good], self.allowed[good]
         self.tables, self.entries, self.index = self.tables[good], self.entries[good], self.index[good]
 
-    def stop(self, bad: NDArray[np.bool_], reason: Reason, answers: Answers) -> None:
+    def stop(self, bad: NDArray[np.bool_], reason: Reason, answers: Answers, *, absent: bool = True) -> None:
         """End some with a reason."""
         if bad.any():
-            answers.reasons[self.which[bad]] = reason
+            answers.reasons[self.which[bad]], answers.absent[self.which[bad]] = reason, absent
             self.keep(~bad)

@@ -27,10 +27,15 @@ def _bits(high: int, low: int) -> int:
 
 
 class Stopped(Exception):
-    """A walk that ends without a translation."""
+    """A walk that ends without a translation.
 
-    def __init__(self, reason: Reason) -> None:
+    ``absent``: at an entry that is not present or bad, which caching mode lets the unit remember; else the entry is good, but does
+    not allow the request.
+    """
+
+    def __init__(self, reason: Reason, *, absent: bool = True) -> None:
         self.reason = reason
+        self.absent = absent
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +149,14 @@ def descend(
             if not entry & 1:
                 raise Stopped(stage.absent[write])
         elif not entry & needed:
-            raise Stopped(stage.refused[write])
+            raise Stopped(stage.refused[write], absent=not entry & (READ | WRITE))
         if entry & (stage.reserved_page if leaf else stage.reserved_table)[level]:
             raise Stopped(stage.reserved)
         if stage.first:
             if not entry & USER:
                 raise Stopped(Reason.FS_SUPERVISOR)
             if write and not entry & WRITE:
-                raise Stopped(stage.refused[write])
+                raise Stopped(stage.refused[write], absent=False)
             allowed &= entry & WRITE | READ
         else:
             allowed &= entry & (READ | WRITE)
