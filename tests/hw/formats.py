@@ -121,7 +121,7 @@ class Sized(Format):
         seven = (entry >> 9 & 7) // 7
         return many * 2 * seven + (1 << self.levels[level].shift) * (1 - seven)
 
-    def next_level(self, entry: int, level: int) -> int:
+    def next_level(self, entry: Entry, level: int) -> Entry:
         return (entry >> 9 & 7) - 1
 
 

@@ -45,6 +45,9 @@ class Format(ABC):
     big_endian: bool = False
     """Entries lie in memory with the most significant byte first (s390)."""
 
+    skips: bool = False
+    """Levels may be skipped on the way down, and ``next_level`` says so."""
+
     @abstractmethod
     def present(self, entry: Entry, level: int) -> Entry:
         """Whether the entry names a page or a table (for many entries: an array of booleans)."""
@@ -87,13 +90,10 @@ class Format(ABC):
         """An address's bits as they stand in an entry: other than itself where a format splits it (52-bit output of Arm)."""
         return paddr
 
-    def next_level(self, entry: int, level: int) -> int:
-        """The level of the table that one entry names, where levels may be skipped on the way down."""
+    def next_level(self, entry: Entry, level: int) -> Entry:
+        """The level of the table that an entry names: asked only of a format that ``skips``, and followed only on look-ups."""
         return level - 1
 
     def smaller(self, entry: int, level: int) -> int:
         """All bits besides the address of a leaf one level below, with the protection of this leaf: for ``Partial.SPLIT``."""
         raise IommuError("EINVAL", "pages of this format are not split")
-
-    skips: bool = False
-    """Whether ``next_level`` has anything to say."""

@@ -61,6 +61,9 @@ class PhysicalMemory:
         self.big_words: NDArray[np.uint64] = np.frombuffer(self._map, dtype=">u8")
         self.quads = memoryview(self._map).cast("Q")
         """The words again, for one at a time: a good deal faster than numpy's."""
+        if file is None:
+            with contextlib.suppress(OSError):  # the kernel may have no huge pages: tables of gigabytes then come page by page
+                self._map.madvise(mmap.MADV_HUGEPAGE, size // 2 & -PAGE, size - (size // 2 & -PAGE))
         self.pages = PageAllocator(self, base + size // 2, base + size)
 
     def close(self) -> None:

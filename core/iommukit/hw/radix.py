@@ -1,40 +1,28 @@
 """Page tables as drivers write them: one engine for every radix format.
 
-``Format`` (in ``iommukit.hw.format``) says how entries look; ``PageTable`` maps, unmaps and looks up.  A slot is an entry's
-number at its level counted over the whole address space (``iova >> shift``), so that a range of addresses is one range of slots
-at each level, whatever tables they lie in.  Work is done level by level on all of a range's tables at once; few pages are done
-one by one, which costs less than numpy.
+``Format`` (in ``iommukit.hw.format``) says how entries look; ``PageTable`` maps, unmaps and looks up.  Work is done level by level
+on all of a range's tables at once; few pages are done one by one, which costs less than numpy.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from iommukit.errors import IommuError
+from iommukit.hw.fill import Pages
 from iommukit.hw.format import Entry, Format, Level
-from iommukit.hw.platform import UNMAPPED
+from iommukit.hw.tree import ABSENT, CHUNK, Freed, TableTree
 
 if TYPE_CHECKING:
-    from iommukit.hw.memory import PhysicalMemory, Words
+    from iommukit.hw.memory import Words
 
-__all__ = ["Entry", "Format", "Level", "PageTable", "Partial"]
+__all__ = ["Entry", "Format", "Freed", "Level", "PageTable", "Partial"]
 
 FEW = 16
 """Up to so many slots are done one by one."""
-CHUNK = 1 << 16
-"""So many entries are looked at at once: they and what is computed of them stay in the cache."""
-ABSENT = (1 << 64) - 1
-"""In an array of tables' addresses: no table."""
-
-Indices: TypeAlias = NDArray[np.int64]
-_Part: TypeAlias = tuple[Indices, NDArray[np.uint64]]
-Freed: TypeAlias = list[tuple[int, int]]
-"""Tables that no entry names any more: address and size in bytes, adjoining ones as one."""
 
 
 class Partial(enum.Enum):
@@ -50,27 +38,8 @@ class Partial(enum.Enum):
     """Stop there (``io-pgtable-arm`` since 6.13)."""
 
 
-class PageTable:
-    """Tables of one address space in a memory, their root at level ``top``.
-
-    ``root`` is the root's address, ``bytes`` what all tables take.  Raises ``IommuError("ENOMEM")`` without a page for the root.
-    """
-
-    def __init__(self, format: Format, memory: PhysicalMemory, *, top: int | None = None) -> None:
-        self.format = format
-        self.memory = memory
-        self.top = len(format.levels) - 1 if top is None else top
-        self.bytes = 0
-        self._base = memory.base
-        self._view: Words = memory.big_words if format.big_endian else memory.words
-        self._get, self._set = memory.accessors(format.big_endian)
-        self.root = self._new_tables(self.top, 1)[0][0]
-
-    @property
-    def span(self) -> int:
-        """The first address (bytes) beyond what the tables can translate."""
-        level = self.format.levels[self.top]
-        return 1 << level.shift + level.bits
+class PageTable(TableTree):
+    """The page tables of one address space (``root``, ``top``, ``span`` and ``bytes`` as of ``TableTree``)."""
 
     # ---- mapping -----------------------------------------------------------------------------------------------------
 
@@ -96,11 +65,12 @@ class PageTable:
         if format.address(format.encode_address(last), level) != last:
             raise IommuError("ERANGE", f"{last:#x} does not fit an entry")
         dead: Freed = []
-        first = iova >> format.levels[level].shift
-        if pgcount * repeat <= FEW:
-            self._map_few(level, first, repeat, [format.encode_address(paddr + n * pgsize) | bits for n in range(pgcount)], dead)
+        shift, mask = self._steps[level]
+        slots = pgcount * repeat
+        if slots <= FEW and (iova >> shift & mask) + slots <= mask + 1:
+            self._map_few(level, iova, repeat, [format.encode_address(paddr + n * pgsize) | bits for n in range(pgcount)], dead)
         else:
-            self._map_many(level, first, _Pages(format, paddr, pgsize, pgcount, repeat, bits), dead)
+            self._map_many(level, iova >> shift, Pages(format, paddr, pgsize, pgcount, repeat, bits), dead)
         for address, length in dead:
             self.bytes -= length
             if freed is None:
@@ -109,56 +79,41 @@ class PageTable:
                 freed.append((address, length))
         return size
 
-    def _map_few(self, level: int, first: int, repeat: int, values: list[int], dead: Freed) -> None:
-        """Write ``repeat`` entries of each value from the slot ``first`` of ``level`` on."""
-        format, get, set = self.format, self._get, self._set
-        mask = (1 << format.levels[level].bits) - 1
-        undo: list[tuple[int, int]] = []
-        made: Freed = []
-        index = 0
-        try:
-            for number in range(len(values) * repeat):
-                slot = first + number
-                if not number or not slot & mask:
-                    index = self._reach(level, slot, undo, made)
-                entry = get(index)
+    def _map_few(self, level: int, iova: int, repeat: int, values: list[int], dead: Freed) -> None:
+        """Write ``repeat`` entries of each value from an address on, all in one table of ``level``."""
+        format = self.format
+        at, index, entry = self._find(iova, level)
+        if at == level:
+            for where in range(index, index + len(values) * repeat):
+                entry = self._get(where)
                 if format.present(entry, level):
                     dead += self._empty_tables(entry, level)
-                undo.append((index, entry))
-                set(index, values[number // repeat])
-                index += 1
+            self._write(index, repeat, values)
+            return
+        if format.present(entry, at):
+            raise IommuError("EEXIST", f"{iova:#x} is mapped, or levels are skipped there")
+        made: list[int] = []
+        try:
+            for below in range(level, at):
+                made.append(self._new_tables(below, 1)[0][0])
         except IommuError:
-            for index, entry in reversed(undo):
-                set(index, entry)
-            for address, size in made:
-                self._drop(address, size)
-            dead.clear()
+            for below, table in enumerate(made, level):
+                self._drop(table, format.levels[below].size)
             raise
+        # A table is filled before an entry names it.
+        for below, table in enumerate(made, level):
+            shift, mask = self._steps[below]
+            self._write((table - self._base >> 3) + (iova >> shift & mask), repeat, values)
+            repeat, values = 1, [format.encode_address(table) | format.table(below + 1)]
+        self._set(index, values[0])
 
-    def _reach(self, level: int, slot: int, undo: list[tuple[int, int]], made: Freed) -> int:
-        """The index of a slot's entry, in tables that are made where they are missing."""
-        format, levels, get = self.format, self.format.levels, self._get
-        iova = slot << levels[level].shift
-        at = self.top
-        table = self.root
-        while True:
-            here = levels[at]
-            index = (table - self._base >> 3) + (iova >> here.shift & (1 << here.bits) - 1)
-            if at == level:
-                return index
-            entry = get(index)
-            if not format.present(entry, at):
-                table = self._new_tables(at - 1, 1)[0][0]
-                made.append((table, levels[at - 1].size))
-                undo.append((index, entry))
-                self._set(index, format.encode_address(table) | format.table(at))
-            elif format.is_leaf(entry, at):
-                raise IommuError("EEXIST", f"{iova:#x} is mapped")
-            else:
-                table = format.address(entry, at)
-            at -= 1
+    def _write(self, index: int, repeat: int, values: list[int]) -> None:
+        for value in values:
+            for _ in range(repeat):
+                self._set(index, value)
+                index += 1
 
-    def _map_many(self, level: int, first: int, pages: _Pages, dead: Freed) -> None:
+    def _map_many(self, level: int, first: int, pages: Pages, dead: Freed) -> None:
         """Write the entries of pages from the slot ``first`` of ``level`` on."""
         format, levels, view = self.format, self.format.levels, self._view
         last = first + pages.slots - 1
@@ -366,228 +321,7 @@ class PageTable:
         except IommuError:
             return False
         step = 1 << below.shift
-        pages = _Pages(format, format.address(entry, level), step, 1 << below.bits, 1, bits)
+        pages = Pages(format, format.address(entry, level), step, 1 << below.bits, 1, bits)
         pages.write(self._view, table - self._base >> 3, pages.slots, 0)
         self._set(index, format.encode_address(table) | format.table(level))
         return True
-
-    # ---- looking up --------------------------------------------------------------------------------------------------
-
-    def _walk(self, iova: int) -> Iterator[tuple[int, int, int]]:
-        """Level, index and contents of the entries on an address's way, to the leaf or to the first that is not present."""
-        format, levels = self.format, self.format.levels
-        level, table = self.top, self.root
-        if not 0 <= iova < self.span:
-            return
-        while True:
-            here = levels[level]
-            index = (table - self._base >> 3) + (iova >> here.shift & (1 << here.bits) - 1)
-            entry = self._get(index)
-            yield level, index, entry
-            if not level or not format.present(entry, level) or format.is_leaf(entry, level):
-                return
-            table = format.address(entry, level)
-            below = format.next_level(entry, level)
-            if (
-                below < level - 1
-                and iova >> levels[below].shift + levels[below].bits & (1 << here.shift - levels[below + 1].shift) - 1
-            ):
-                return  # the index of a skipped level must be zero
-            level = below
-
-    def _skipped(self, level: int, below: int) -> int:
-        """The address bits of the levels skipped from ``level`` to ``below``: they must be zero."""
-        return (1 << self.format.levels[level].shift) - (1 << self.format.levels[below + 1].shift)
-
-    def _page(self, iova: int) -> tuple[int, int, int, int, int] | None:
-        """The page at an address: level, index of the entry at that address, entry, first address, size."""
-        format = self.format
-        level = index = entry = -1
-        for level, index, entry in self._walk(iova):  # noqa: B007
-            pass
-        if index < 0 or not format.present(entry, level) or (level and not format.is_leaf(entry, level)):
-            return None
-        size = format.leaf_size(entry, level)
-        return level, index, entry, iova & -size, size
-
-    def lookup(self, iova: int) -> int | None:
-        """The physical address of an I/O virtual address; ``None`` where nothing is mapped."""
-        page = self._page(iova)
-        if page is None:
-            return None
-        level, _, entry, start, size = page
-        return (int(self.format.address(entry, level)) & -size) + iova - start
-
-    def lookup_many(self, iovas: Words) -> Words:
-        """The same for many; ``UNMAPPED`` where nothing is mapped."""
-        found = np.full(iovas.shape, UNMAPPED)
-        for at in range(0, len(iovas), CHUNK):
-            self._lookup(iovas[at : at + CHUNK], found[at : at + CHUNK])
-        return found
-
-    def _lookup(self, iovas: Words, found: Words) -> None:
-        level = self.top
-        inside = np.flatnonzero(iovas < self.span) if self.span < 1 << 64 else np.arange(len(iovas))
-        todo: dict[int, list[_Part]] = {level: [(inside, np.full(len(inside), self.root, dtype=np.uint64))]}
-        format, levels = self.format, self.format.levels
-        for level in range(self.top, -1, -1):
-            for which, tables in todo.pop(level, []):
-                here = levels[level]
-                wanted = iovas[which]
-                index = (tables - self._base >> 3) + (wanted >> here.shift & (1 << here.bits) - 1)
-                entries = self._view.take(index.view(np.int64)).astype(np.uint64, copy=False)
-                there = np.asarray(format.present(entries, level))
-                leaf = there & format.is_leaf(entries, level) if level else there
-                pages = entries[leaf]
-                size = np.uint64(1) * format.leaf_size(pages, level)
-                found[which[leaf]] = (format.address(pages, level) & ~(size - np.uint64(1))) + (wanted[leaf] & size - np.uint64(1))
-                if level:
-                    self._hand_down(level, which, entries, there & ~leaf, wanted, todo)
-
-    def _hand_down(
-        self,
-        level: int,
-        which: Indices,
-        entries: Words,
-        tables: NDArray[np.bool_],
-        wanted: Words,
-        todo: dict[int, list[_Part]],
-    ) -> None:
-        """Sort what goes on to tables by their level."""
-        format = self.format
-        which, entries, wanted = which[tables], entries[tables], wanted[tables]
-        if not format.skips:
-            todo.setdefault(level - 1, []).append((which, format.address(entries, level)))
-            return
-        below = np.fromiter((format.next_level(entry, level) for entry in entries.tolist()), dtype=np.int64, count=len(entries))
-        for target in range(level):
-            some = (below == target) & (wanted & self._skipped(level, target) == 0)
-            todo.setdefault(target, []).append((which[some], format.address(entries[some], level)))
-
-    def entries(self, iova: int) -> list[tuple[int, int, int]]:
-        """Level, address and contents of the entries on an address's way, from the root on."""
-        return [(level, self._base + (index << 3), entry) for level, index, entry in self._walk(iova)]
-
-    # ---- tables ------------------------------------------------------------------------------------------------------
-
-    def grow(self, level: int) -> None:
-        """Put tables above the root until it is of ``level``; what is mapped stays.  Raises ``ENOMEM``, with all as it was."""
-        levels = self.format.levels
-        made: Freed = []
-        root = self.root
-        try:
-            for at in range(self.top + 1, level + 1):
-                table = self._new_tables(at, 1)[0][0]
-                made.append((table, levels[at].size))
-                self._set(table - self._base >> 3, self.format.encode_address(root) | self.format.table(at))
-                root = table
-        except IommuError:
-            for address, size in made:
-                self._drop(address, size)
-            raise
-        self.root, self.top = root, max(self.top, level)
-
-    def free(self) -> None:
-        """Give all tables back; the object is of no use afterwards."""
-        format, levels = self.format, self.format.levels
-        tables = np.array([self.root], dtype=np.uint64)
-        gone: Freed = []
-        for at in range(self.top, -1, -1):
-            children = []
-            if at:
-                for address, size in _joined(tables, levels[at].size):
-                    index = address - self._base >> 3
-                    for part in range(index, index + (size >> 3), CHUNK):
-                        entries = self._view[part : min(part + CHUNK, index + (size >> 3))]
-                        named = format.present(entries, at) & ~np.asarray(format.is_leaf(entries, at))
-                        children.append(format.address(entries[named], at))
-            self._discard(tables, levels[at].size, gone)
-            if not children:
-                break
-            tables = np.concatenate(children)
-        for address, size in gone:
-            self.memory.pages.free(address, size)
-
-    def _new_tables(self, level: int, count: int) -> list[tuple[int, int]]:
-        """Empty tables, as runs: address and number of adjoining tables."""
-        here = self.format.levels[level]
-        runs = self.memory.pages.alloc_runs(here.size, count)
-        if here.empty:
-            for address, number in runs:
-                index = address - self._base >> 3
-                self._view[index : index + (number * here.size >> 3)] = here.empty
-        self.bytes += here.size * count
-        return runs
-
-    def _drop(self, address: int, size: int) -> None:
-        """Give back a table that no entry names and no hardware has seen."""
-        self.bytes -= size
-        self.memory.pages.free(address, size)
-
-    def _discard(self, tables: Words, size: int, freed: Freed) -> None:
-        """Hand tables of ``size`` bytes over for later."""
-        self.bytes -= size * len(tables)
-        freed += _joined(tables, size)
-
-    def _runs(self, tables: Words, level: int, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """Where the slots ``first``..``last`` of a level lie: first slot, its index, and number of slots of each adjoining run.
-
-        ``tables``: addresses of the level's tables from the one with the slot ``first`` on, ``ABSENT`` where there is none.
-        """
-        here = self.format.levels[level]
-        number = first >> here.bits
-        tables = tables[: (last >> here.bits) - number + 1]
-        breaks = np.flatnonzero(tables[1:] - tables[:-1] != 8 << here.bits) + 1
-        starts = np.concatenate(([0], breaks))
-        ends = np.concatenate((breaks, [len(tables)]))
-        there = tables[starts] != ABSENT
-        for start, end, address in zip(starts[there].tolist(), ends[there].tolist(), tables[starts[there]].tolist(), strict=True):
-            origin = number + start << here.bits
-            low, high = max(first, origin), min(last + 1, number + end << here.bits)
-            yield low, (address - self._base >> 3) + low - origin, high - low
-
-
-def _adjoining(address: int, count: int, size: int) -> Words:
-    """The addresses of ``count`` adjoining tables."""
-    return np.arange(address, address + count * size, size, dtype=np.uint64)
-
-
-def _joined(tables: Words, size: int) -> Freed:
-    """Tables of one size as runs: address and size (bytes)."""
-    if not len(tables):
-        return []
-    tables = np.sort(tables)
-    breaks = np.flatnonzero(tables[1:] - tables[:-1] != size) + 1
-    starts = np.concatenate(([0], breaks))
-    counts = np.diff(np.concatenate((starts, [len(tables)])))
-    return [(address, count * size) for address, count in zip(tables[starts].tolist(), counts.tolist(), strict=True)]
-
-
-class _Pages:
-    """The entries of adjoining pages, to be written in pieces."""
-
-    _templates: dict[tuple[int, int], Words] = {}
-
-    def __init__(self, format: Format, paddr: int, pgsize: int, pgcount: int, repeat: int, bits: int) -> None:
-        self.slots = pgcount * repeat
-        self._format = format
-        self._paddr, self._pgsize, self._repeat, self._bits = paddr, pgsize, repeat, bits
-        self._first = int(format.encode_address(paddr))
-        span = pgsize * (pgcount - 1)
-        self._linear = int(format.encode_address(paddr + span)) - self._first == span
-        template = self._templates.get((pgsize, repeat))
-        if template is None:
-            template = np.arange(CHUNK, dtype=np.uint64) // np.uint64(repeat) * np.uint64(pgsize)
-            self._templates[pgsize, repeat] = template
-        self._template = template
-
-    def write(self, view: Words, index: int, count: int, slot: int) -> None:
-        """Write ``count`` entries to ``index``, beginning with the ``slot``-th of all: a multiple of the repetition."""
-        for done in range(0, count, CHUNK):
-            length = min(CHUNK, count - done)
-            offset = (slot + done) // self._repeat * self._pgsize
-            target = view[index + done : index + done + length]
-            if self._linear:
-                np.add(self._template[:length], np.uint64(self._first + offset | self._bits), out=target)
-            else:
-                target[:] = self._format.encode_address(self._template[:length] + np.uint64(self._paddr + offset)) | self._bits
