@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ def command(
     address = None if iova is None else parse_number(iova, "--iova")
     memory = Dump(dump, None if base is None else parse_number(base, "--base"))
     check_machine(memory, chosen)
+    # A walk makes many small objects and no garbage; looking for some would take most of the time.
+    gc.disable()
     with _progress() as tick:
         report = walk_dump(
             memory,
@@ -79,6 +82,7 @@ def command(
             tables=tables or TABLES,
             tick=tick,
         )
+    gc.enable()
     if as_json:
         show_json(report.to_json())
     else:

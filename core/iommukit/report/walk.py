@@ -93,17 +93,19 @@ def merge(leaves: Iterable[Leaf]) -> Iterator[Range]:
 
 @dataclass(slots=True)
 class DeviceWalk:
-    """One device's entry and the ranges that it can reach."""
+    """One device's entry and the ranges that it can reach, or the one address that was ``asked`` for."""
 
     requester: int
     label: str
     walk: Walk
+    asked: bool = False
     ranges: list[Range] = field(default_factory=list)
 
     @property
     def finding(self) -> bool:
         """Whether an entry is bad, or the address asked for is not translated."""
-        return self.walk.mode is Mode.BAD or any(each.reason for each in self.ranges)
+        stopped = self.walk.mode is Mode.BAD or (self.asked and self.walk.mode is Mode.BLOCKED)
+        return stopped or any(each.reason for each in self.ranges)
 
     def to_json(self) -> DeviceWalkJson:
         """The device as ``iommukit walk --json`` writes it."""
@@ -269,7 +271,7 @@ def walk_dump(
     left = ranges
     try:
         for walk in vendor.ops.walk_tables(memory=_Counted(dump, tables, tick), roots=roots, requester=requester, iova=iova):
-            device = DeviceWalk(walk.requester, label_of(vendor, walk.requester), walk)
+            device = DeviceWalk(walk.requester, label_of(vendor, walk.requester), walk, iova is not None)
             report.devices.append(device)
             leaves = walk.pages if iova is None else _at(walk.pages, iova)
             for found in merge(leaves):

@@ -47,14 +47,14 @@ def _device(page: Page, device: DeviceWalk, iova: int | None) -> None:
     page.line(Span(device.label, "name"), f"{number}  ", Span(walk.mode.value, MODE_STYLE[walk.mode]), f"{tag}{reason}")
     if iova is None:
         _entries(page, walk.steps)
-        if walk.mode is Mode.TRANSLATED:
+        if walk.mode is Mode.TRANSLATED and not walk.reason:
             _ranges(page, device.ranges)
         return
     found = device.ranges[0] if device.ranges else None
     _entries(page, (*walk.steps, *(found.path if found else ())))
     if found is None:
-        if walk.mode is Mode.PASS_THROUGH:
-            page.line(f"{iova:#x} → ", Span(f"{iova:#x}", "good"), " (not translated)", indent=2)
+        passed = walk.mode is Mode.PASS_THROUGH
+        page.line(f"{iova:#x} → ", Span(f"{iova:#x}", "good") if passed else Span(walk.mode.value, "bad"), indent=2)
     elif found.reason:
         page.line(f"{iova:#x} → ", Span(found.reason, "bad"), indent=2)
     else:

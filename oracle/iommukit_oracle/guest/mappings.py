@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from iommukit.errors import InputError
 from iommukit_oracle.guest.boot import MACHINES, Guest
@@ -68,6 +69,24 @@ poweroff -f
 
 
 @dataclass(frozen=True, slots=True)
+class Case:
+    """A key of ``MACHINES``, what is added to the kernel's command line, and the options of QEMU's IOMMU."""
+
+    machine: str
+    cmdline: str = ""
+    options: str = ""
+
+
+CASES: Mapping[str, Case] = {
+    "intel": Case("intel", "intel_iommu=on iommu.strict=0", "aw-bits=48"),
+    "intel-scalable": Case("intel", "intel_iommu=on,sm_on", "x-scalable-mode=on,aw-bits=48"),
+    "arm": Case("arm", "iommu.strict=1"),
+    "amd": Case("amd"),
+}
+"""What has been tried: lazy and strict, legacy and scalable mode."""
+
+
+@dataclass(frozen=True, slots=True)
 class MappedGuest:
     """What a guest left: its memory as an ELF core, the registers, and the pages that the kernel says are mapped.
 
@@ -110,36 +129,42 @@ def live_pages(console: str) -> Counter[tuple[int, int]]:
     return Counter((iova, physical) for iova, found in mapped.items() for physical in found)
 
 
-def decoded_pages(ranges: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
-    """The 4 KiB pages of ranges (IOVA, physical address, size, in bytes)."""
-    for iova, physical, size in ranges:
-        for offset in range(0, size, PAGE):
-            yield iova + offset, physical + offset
+def decoded_pages(walk: Mapping[str, Any]) -> Counter[tuple[int, int]]:
+    """The pages in an answer of ``iommukit walk --json``, counted as in ``MappedGuest``: once for each domain.
+
+    Devices of a group share a domain, which its tag tells.
+    """
+    domains = {device["domain"]: device for device in walk["devices"] if device["mode"] == "translated"}
+    found: Counter[tuple[int, int]] = Counter()
+    for device in domains.values():
+        for each in device["ranges"]:
+            if each["physical"] is None:
+                raise InputError(f"{device['device']} has a bad entry for {each['iova']}: {each['reason']}")
+            iova, physical = int(each["iova"], 0), int(each["physical"], 0)
+            found.update((iova + offset, physical + offset) for offset in range(0, each["size"], PAGE))
+    return found
 
 
 @contextmanager
-def network_guest(name: str, cmdline: str = "", *, options: str = "", suite: str = "bookworm") -> Iterator[Guest]:
-    """Boot a guest whose card is up and quiet; its console has said ``READY``.
-
-    ``name`` is a key of ``MACHINES``, ``cmdline`` is added to the kernel's, ``options`` to the IOMMU's.
-    """
-    machine = MACHINES[name]
+def network_guest(case: Case, suite: str = "bookworm") -> Iterator[Guest]:
+    """Boot a guest whose card is up and quiet; its console has said ``READY``."""
+    machine = MACHINES[case.machine]
     archive = machine.archive(suite)
     kernel = debian_kernel(archive)
-    modules = Modules(kernel.modules).in_order(["e1000e"])
-    archive_bytes = initramfs(busybox(archive).read_bytes(), INIT, modules)
-    words = f"{CMDLINE} {cmdline}".strip()
-    with Guest(machine, kernel.image, archive_bytes, words, options=options, devices=DEVICES, extra=NETWORK) as guest:
+    start = initramfs(busybox(archive).read_bytes(), INIT, Modules(kernel.modules).in_order(["e1000e"]))
+    words = f"{CMDLINE} {case.cmdline}".strip()
+    with Guest(machine, kernel.image, start, words, options=case.options, devices=DEVICES, extra=NETWORK) as guest:
         guest.wait_for(READY)
         yield guest
 
 
-def mapped_guest(folder: Path, name: str, cmdline: str = "", *, options: str = "", suite: str = "bookworm") -> MappedGuest:
+def mapped_guest(folder: Path, case: Case, suite: str = "bookworm") -> MappedGuest:
     """Boot a guest, stop it, and keep its memory in ``folder``, which takes as many bytes as it has."""
-    with network_guest(name, cmdline, options=options, suite=suite) as guest:
+    with network_guest(case, suite) as guest:
         guest.stop()
         console = guest.console()
-        dump = folder / f"{name}.elf"
+        dump = folder / "guest.elf"
         guest.dump(dump)
-        release = re.search(r"@KERNEL\|Linux version (\S+)", console)
-        return MappedGuest(dump, guest.machine.vendor, release[1] if release else "", guest.roots(), live_pages(console), console)
+        release = re.search(r"@KERNEL\|Linux version (\S+).*Debian (\S+)", console)
+        kernel = f"Debian {release[2]} ({release[1]})" if release else ""
+        return MappedGuest(dump, guest.machine.vendor, kernel, guest.roots(), live_pages(console), console)
