@@ -104,7 +104,12 @@ class Rig:
 
     def alloc(self, device: Device, kind: DomainType = DomainType.UNMANAGED) -> Domain:
         """A domain.  Raises ``NotApplicable`` where there is no such type."""
-        domain = self.system.alloc(device, kind)
+        try:
+            domain = self.system.alloc(device, kind)
+        except IommuError as error:
+            if error.name != "EOPNOTSUPP":
+                raise
+            domain = None
         if domain is None:
             raise NotApplicable(f"{self.system.vendor.name} has no {kind.name} domains in {self.system.kernel.name}")
         return domain
