@@ -53,6 +53,7 @@ def declare() -> VendorDeclaration:
         hardware_options={name: str(field.description) for name, field in Hardware.model_fields.items()},
         hardware_variants={
             "partition": {"tlb_refresh": False},
+            "relaxed": {"rtr": True, "start_dma": 0, "memory_size": 64 << 30},
             "region-second": {"dtsm": 0x6C, "memory_size": 1 << 43},
             "region-first": {"dtsm": 0x7C, "memory_size": 1 << 54, "end_dma": (1 << 55) - 1},
         },
