@@ -171,7 +171,7 @@ def walk_tables(memory: TableReader, roots: Mapping[str, int], requester: int | 
 @hookimpl
 def emulation(version: tuple[int, int]) -> Emulation | None:
     """QEMU's q35 with an ``intel-iommu``."""
-    from iommukit_intel_vtd.emulation import emulated_machine
+    from iommukit_intel_vtd.qemu import emulated_machine
 
     return emulated_machine(version)
 
@@ -179,6 +179,6 @@ def emulation(version: tuple[int, int]) -> Emulation | None:
 @hookimpl
 def mistakes() -> Sequence[Mistake]:
     """Wrong drivers to try the suite with."""
-    from iommukit_intel_vtd.mistakes import MISTAKES
+    from iommukit_intel_vtd.wrong_drivers import MISTAKES
 
     return MISTAKES
