@@ -183,7 +183,7 @@ def walk_tables(memory: TableReader, roots: Mapping[str, int], requester: int | 
 @hookimpl
 def mistakes() -> Sequence[Mistake]:
     """Mistakes with device table entries, commands and levels."""
-    from iommukit_amd_vi.mistakes import MISTAKES
+    from iommukit_amd_vi.wrong_use import MISTAKES
 
     return MISTAKES
 
@@ -191,7 +191,7 @@ def mistakes() -> Sequence[Mistake]:
 @hookimpl
 def emulation(version: tuple[int, int]) -> Emulation | None:
     """QEMU's q35 with an ``amd-iommu``."""
-    from iommukit_amd_vi.emulation import emulated_machine
+    from iommukit_amd_vi.emulated import emulated_machine
 
     return emulated_machine(version)
 

@@ -381,7 +381,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "amd-no-directories",
         "INVALIDATE_IOMMU_PAGES lacks the PDE bit, so that cached directory entries stay.",
-        "TLB-18",
+        "TLB-17",
         NoDirectories,
         "QEMU caches no directory entries",
     ),
