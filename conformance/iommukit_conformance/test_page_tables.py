@@ -13,6 +13,9 @@ from iommukit_conformance.rig import READ_WRITE, Rig
 REFUSALS = ("EFAULT", "ERANGE", "EINVAL", "ENOMEM")
 """How an address beyond the aperture is refused; the last is some drivers' word for an address without a place in the tables."""
 
+WIDEST = 1 << 52
+"""No architecture's entries hold a physical address beyond this."""
+
 
 def _all_sizes(rig: Rig, domain: Domain) -> list[int]:
     return [rig.granule(domain), *rig.larger(domain)]
@@ -118,6 +121,8 @@ def test_mixes_of_sizes_and_borders_of_tables(rig: Rig) -> Findings:
         try:
             frame, iova = rig.frames(3 * large, large), rig.iovas(domain, 3 * large, large)
         except NotApplicable:
+            continue
+        if frame + 3 * large > WIDEST:
             continue
         frame, iova = frame + large - 2 * granule, iova + large - 2 * granule
         rig.map(domain, iova, frame, size)

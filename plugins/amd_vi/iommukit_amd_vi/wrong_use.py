@@ -392,7 +392,7 @@ MISTAKES: tuple[Mistake, ...] = (
         AbsentStaysAbsent,
         "QEMU says NpCache, but caches no absent entries",
     ),
-    Mistake("amd-read-only-directory", "Entries that name tables lack the IW bit.", "PT-12", ReadOnlyDirectory),
+    Mistake("amd-read-only-directory", "Entries that name tables lack the IW bit.", "PT-11", ReadOnlyDirectory),
     Mistake("amd-next-level-off", "Entries that name tables have a next level that is one too low.", "PT-03", NextLevelOff),
     Mistake("amd-size-too-small", "The size of a page with next level 7 is coded as half of what it is.", "PT-05", SizeTooSmall),
     Mistake("amd-old-mode", "After the tables have grown the device table names the new root with the old mode.", "PT-13", OldMode),
