@@ -88,11 +88,13 @@ class CommandRing:
         """Queue commands; with ``sync`` wait until they are done.  Raises ``ETIMEDOUT`` where the hardware does not come along."""
         queue = [*commands, SYNC] if sync else commands
         for at in range(0, len(queue), self._size - 1):
-            self._put(queue[at : at + self._size - 1])
+            self.put(queue[at : at + self._size - 1])
+            self._bus.write(self._prod_register, 4, self.prod)
         if sync:
             self._wait(0)
 
-    def _put(self, commands: Sequence[Command]) -> None:
+    def put(self, commands: Sequence[Command]) -> None:
+        """Write commands to the queue, of which the hardware is not told."""
         self._wait(self._size - len(commands))
         quads, first, mask, prod = self._quads, self._first, self._size - 1, self.prod
         for one, two in commands:
@@ -101,7 +103,6 @@ class CommandRing:
             quads[at + 1] = two
             prod += 1
         self.prod = prod & self._wrap
-        self._bus.write(self._prod_register, 4, self.prod)
 
     def _wait(self, left: int) -> None:
         """Wait until at most ``left`` commands are not consumed."""

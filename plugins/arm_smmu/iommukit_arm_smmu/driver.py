@@ -9,7 +9,7 @@ from iommukit.device import Device, Unit
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import IommuError
 from iommukit.group import Group
-from iommukit.hookspecs import Emulation, ExampleDevice, Gather, VendorDeclaration, hookimpl
+from iommukit.hookspecs import Emulation, ExampleDevice, Gather, Mistake, VendorDeclaration, hookimpl
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.cmdline import KernelOption
 from iommukit.kernel.grouping import generic_device_group, pci_device_group
@@ -23,7 +23,7 @@ from iommukit_arm_smmu.firmware import IORT, Iort
 from iommukit_arm_smmu.iort import IortDescription
 from iommukit_arm_smmu.options import Hardware, read_hardware
 from iommukit_arm_smmu.smmu import Smmu, SmmuDomain, smmu_of, start_units
-from iommukit_arm_smmu.streams import HISILICON_PTT, StreamMap, is_qcom_client
+from iommukit_arm_smmu.streams import HISILICON_PTT, StreamMap, is_qcom_client, requester_ids
 
 if TYPE_CHECKING:
     from iommukit.hw.bus import ModelBus
@@ -151,9 +151,9 @@ def start_unit(unit: Unit) -> None:
 
 @hookimpl
 def requester(device: Device) -> int:
-    """The first stream id."""
-    master: Master = device.vendor_state
-    return master.ids[0]
+    """The first stream id; of a device that no unit has met, its requester id."""
+    master: Master | None = device.vendor_state
+    return requester_ids(device)[0] if master is None else master.ids[0]
 
 
 @hookimpl
@@ -185,6 +185,14 @@ def emulation(version: tuple[int, int]) -> Emulation | None:
     from iommukit_arm_smmu.emulation import emulated_machine
 
     return emulated_machine(version)
+
+
+@hookimpl
+def mistakes() -> Sequence[Mistake]:
+    """Mistakes in using an SMMUv3."""
+    from iommukit_arm_smmu.mistakes import MISTAKES
+
+    return MISTAKES
 
 
 @hookimpl

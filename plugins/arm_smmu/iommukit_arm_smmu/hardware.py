@@ -244,7 +244,7 @@ class Running:
         descriptor = None
         if context is not None and context.stage == 1:
             descriptor = self._descriptor(streams[0])
-            self._write_descriptor(streams, descriptor, self._context_words(context))
+            self._write_descriptor(streams, descriptor, self.context_words(context))
         self._install(streams, self._target(context, kind, descriptor))
         if descriptor is None:
             self._clear_descriptor(streams)
@@ -316,10 +316,11 @@ class Running:
                 numbers.taken.discard(context.number)
                 table.free()
                 raise
-            entries.replace_entry(self.memory, context.descriptor, self._context_words(context), lambda: None)
+            entries.replace_entry(self.memory, context.descriptor, self.context_words(context), lambda: None)
         return context
 
-    def _context_words(self, context: Context) -> entries.Words:
+    def context_words(self, context: Context) -> entries.Words:
+        """A domain's context descriptor."""
         return entries.context_descriptor(context.table.root, context.format, context.number, context.format.output_bits)
 
     def free_context(self, context: Context) -> None:
