@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from iommukit.hookspecs import VendorSpec
+
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "core" / "iommukit"
 LAYERS = ("cli", "report", "scenario", "kernel", "dma", "hw")
@@ -73,6 +75,14 @@ def test_a_vendor_imports_the_core_and_itself(vendor: str) -> None:
         for module in _imports(path)
         if module.startswith(others) or _layer(module) in barred
     ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_no_module_has_a_hook_s_name(vendor: str) -> None:
+    """Importing it would put the module in the hook's place in the package."""
+    hooks = {name for name in vars(VendorSpec) if not name.startswith("_")}
+    wrong = [path for path in (ROOT / "plugins" / vendor / f"iommukit_{vendor}").glob("*.py") if path.stem in hooks]
     assert not wrong
 
 

@@ -182,7 +182,7 @@ def walk_tables(memory: TableReader, roots: Mapping[str, int], requester: int | 
 @hookimpl
 def emulation(version: tuple[int, int]) -> Emulation | None:
     """QEMU's virt with ``iommu=smmuv3``."""
-    from iommukit_arm_smmu.emulation import emulated_machine
+    from iommukit_arm_smmu.emulated import emulated_machine
 
     return emulated_machine(version)
 
@@ -190,7 +190,7 @@ def emulation(version: tuple[int, int]) -> Emulation | None:
 @hookimpl
 def mistakes() -> Sequence[Mistake]:
     """Mistakes in using an SMMUv3."""
-    from iommukit_arm_smmu.mistakes import MISTAKES
+    from iommukit_arm_smmu.wrong_use import MISTAKES
 
     return MISTAKES
 

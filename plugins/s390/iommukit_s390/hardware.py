@@ -78,7 +78,7 @@ def walk_tables(memory: TableReader, roots: Mapping[str, int], requester: int | 
 @hookimpl
 def emulation(version: tuple[int, int]) -> Emulation | None:
     """QEMU's emulated functions."""
-    from iommukit_s390.emulation import emulated_machine
+    from iommukit_s390.emulated import emulated_machine
 
     return emulated_machine(version)
 
@@ -86,6 +86,6 @@ def emulation(version: tuple[int, int]) -> Emulation | None:
 @hookimpl
 def mistakes() -> Sequence[Mistake]:
     """What goes wrong with RPCIT, entries and anchors."""
-    from iommukit_s390.mistakes import MISTAKES
+    from iommukit_s390.wrong_use import MISTAKES
 
     return MISTAKES
