@@ -52,6 +52,7 @@ class PhysicalMemory:
     def __init__(self, size: int = DEFAULT_SIZE, base: int = 0, *, file: int | None = None) -> None:
         self.base = base
         self.size = size
+        self._last = size - 8
         if file is None:
             self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
         else:
@@ -100,19 +101,31 @@ class PhysicalMemory:
 
     def word(self, address: int) -> int:
         """The little-endian word at an aligned address."""
-        return int(_LITTLE.unpack_from(self._map, self._offset(address, 8))[0])
+        at = address - self.base
+        if not 0 <= at <= self._last:
+            self._offset(address, 8)
+        return _LITTLE.unpack_from(self._map, at)[0]  # type: ignore[no-any-return]
 
     def set_word(self, address: int, value: int) -> None:
         """Write a little-endian word at an aligned address, at once."""
-        _LITTLE.pack_into(self._map, self._offset(address, 8), value)
+        at = address - self.base
+        if not 0 <= at <= self._last:
+            self._offset(address, 8)
+        _LITTLE.pack_into(self._map, at, value)
 
     def big_word(self, address: int) -> int:
         """The big-endian word at an aligned address."""
-        return int(_BIG.unpack_from(self._map, self._offset(address, 8))[0])
+        at = address - self.base
+        if not 0 <= at <= self._last:
+            self._offset(address, 8)
+        return _BIG.unpack_from(self._map, at)[0]  # type: ignore[no-any-return]
 
     def set_big_word(self, address: int, value: int) -> None:
         """Write a big-endian word at an aligned address, at once."""
-        _BIG.pack_into(self._map, self._offset(address, 8), value)
+        at = address - self.base
+        if not 0 <= at <= self._last:
+            self._offset(address, 8)
+        _BIG.pack_into(self._map, at, value)
 
     def accessors(self, big_endian: bool) -> tuple[Callable[[int], int], Callable[[int, int], None]]:
         """The fastest functions to read and write the word at an index (from ``base``, in units of 8 bytes), unchecked."""
