@@ -138,7 +138,6 @@ class Verdict:
 
 def decide(case: Case, lab: Lab, *, enough: int = 0) -> Verdict:
     """Run a case, up to ``enough`` findings (0: all).  Raises ``HarnessFault`` where something other than the driver is wrong."""
-    expected = lab.vendor.declaration.expected_failures
     found: list[Finding] = []
     looked = 0
     lab.recorder.begin()
@@ -166,7 +165,7 @@ def decide(case: Case, lab: Lab, *, enough: int = 0) -> Verdict:
         found.extend(lab.blame(error))
     if not found and not looked:
         return Verdict(Outcome.UNDECIDED, "nothing came up that could be checked")
-    return _with_expectation(case.rule, found, expected)
+    return _with_expectation(case.rule, found, lab.expectations)
 
 
 def _with_expectation(rule: str | None, found: list[Finding], expected: Mapping[str, str]) -> Verdict:

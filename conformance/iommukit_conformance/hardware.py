@@ -25,8 +25,6 @@ from iommukit_conformance.rig import Rig
 from iommukit_conformance.rules import RULES
 from iommukit_conformance.watched_bus import WatchedPlatform
 
-KERNELS = ("6.1", "7.2")
-"""The kernels whose drivers are tried on an emulator, unless others are asked for."""
 DOCUMENTED = (7, 2)
 """The version of QEMU whose machine the model takes as well."""
 PLAIN = ""
@@ -80,6 +78,10 @@ def open_rig(
             raise
         raise Undecided(f"there is no {lab.hardware} here: {error}") from error
     try:
+        if not platform.is_model and platform.emulation is not None:
+            lab.emulation = platform.emulation
+            if lab.trying in lab.emulation.absent:
+                raise NotApplicable(f"{platform.name}: {lab.emulation.absent[lab.trying]}")
         machine = _machine(lab, platform, variant, devices, absent)
         boot.setdefault("kconfig", "strict")
         system = start_system(lab.kernel, vendor, registry, machine, BootSpec(**boot), platform=platform)
@@ -121,7 +123,7 @@ def on_hardware(rule: str, **options: Any) -> Callable[[RigCheck], Case]:
 
     def decorate(check: RigCheck) -> Case:
         def run(lab: Lab) -> Findings:
-            yield from on_each(lab, lambda variant: _once(lab, variant, check))
+            yield from on_each(lab, rule, lambda variant: _once(lab, variant, check))
 
         name = check.__name__.removeprefix("test_")
         return Case(name, run, rule, RULES[rule].statement, stage=Stage.HARDWARE, **options)
@@ -134,7 +136,7 @@ def with_lab(rule: str, **options: Any) -> Callable[[Callable[[Lab, str], Findin
 
     def decorate(check: Callable[[Lab, str], Findings]) -> Case:
         def run(lab: Lab) -> Findings:
-            yield from on_each(lab, lambda variant: check(lab, variant))
+            yield from on_each(lab, rule, lambda variant: check(lab, variant))
 
         name = check.__name__.removeprefix("test_")
         return Case(name, run, rule, RULES[rule].statement, stage=Stage.HARDWARE, **options)
@@ -147,9 +149,10 @@ def _once(lab: Lab, variant: str, check: RigCheck) -> Findings:
         yield from check(rig)
 
 
-def on_each(lab: Lab, check: Callable[[str], Findings]) -> Findings:
-    """A check on each machine; not applicable where it is so on all."""
+def on_each(lab: Lab, rule: str, check: Callable[[str], Findings]) -> Findings:
+    """A rule's check on each machine; not applicable where it is so on all."""
     needs_hardware(lab)
+    lab.trying = rule
     reasons: list[NotApplicable] = []
     looked = False
     for variant in variants(lab):

@@ -278,7 +278,7 @@ HARDWARE: dict[str, Rule] = {
         "Policy and page tables have to agree.",
     ),
     "ATTACH-17": Rule(
-        "A domain that is given back and allocated again over and over gives back its number and its tables.",
-        "Numbers are few: 65536 or less.",
+        "However many domains were allocated and given back, the next is to be had, and no memory is kept.",
+        "Domains have numbers in hardware, 65536 or fewer.",
     ),
 }

@@ -11,8 +11,9 @@ import pytest
 from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.profiles import DEFAULT, get_kernel
 from iommukit.scenario.result import Outcome
-from iommukit_conformance.case import EVERY, SUITE, Case, Scope, Verdict
+from iommukit_conformance.case import EVERY, SUITE, Case, Scope, Stage, Verdict
 from iommukit_conformance.session import Session
+from iommukit_conformance.suite import runs_on
 
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
@@ -56,6 +57,8 @@ class CaseItem(pytest.Item):
             "kernel": self.shown_kernel,
             "outcome": verdict.outcome.value,
         }
+        if self.case.stage is Stage.HARDWARE:
+            row["hardware"] = self.config.stash[SESSION].selection.hardware
         if verdict.reason:
             row["reason"] = verdict.reason
         if verdict.findings:
@@ -89,6 +92,8 @@ def items_of(collector: pytest.Collector, found: Iterator[Case]) -> list[pytest.
         items.append(CaseItem.from_parent(collector, name=name, case=case, vendor=vendor, kernel=kernel, shown_kernel=shown))
 
     for case in found:
+        if not runs_on(case, selection.hardware):
+            continue
         if case.scope is Scope.SUITE:
             add(case, SUITE, get_kernel(DEFAULT), EVERY, case.name)
             continue

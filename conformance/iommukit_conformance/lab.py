@@ -12,7 +12,7 @@ from typing import Any
 from iommukit.device import Device
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import InputError, IommuError, NotApplicable
-from iommukit.hookspecs import ExampleDevice
+from iommukit.hookspecs import Emulation, ExampleDevice
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.start import new_boot_state, start_system
@@ -83,6 +83,10 @@ class Lab:
         self.vendor = vendor
         self.kernel = kernel
         self.hardware = bench.hardware
+        self.emulation: Emulation | None = None
+        """The emulator's machine that hardware cases last ran on."""
+        self.trying = ""
+        """The rule that a hardware case is about."""
         self._machines: dict[str, Machine] = {}
         self._runs: dict[str, Run] = {}
         self.scenarios_too = True
@@ -118,6 +122,12 @@ class Lab:
     def boot_state(self, **boot: Any) -> BootState:
         """A boot state before anything was parsed."""
         return new_boot_state(self.kernel, self.vendor.declaration.arch[0], BootSpec(**boot))
+
+    @property
+    def expectations(self) -> Mapping[str, str]:
+        """Rules that must be broken here, with the reasons: what the driver declares, and what the emulator gets wrong."""
+        deviations = self.emulation.deviations if self.emulation is not None else {}
+        return {**self.vendor.declaration.expected_failures, **deviations}
 
     # ---- running systems ---------------------------------------------------------------------------------------------
 

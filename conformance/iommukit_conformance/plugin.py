@@ -1,4 +1,4 @@
-"""The pytest plugin: ``pytest --pyargs iommukit_conformance [--vendor NAME] [--kernel K] [--matrix-json FILE]``.
+"""The pytest plugin: ``pytest --pyargs iommukit_conformance [--vendor NAME] [--kernel K] [--hardware P] [--matrix-json FILE]``.
 
 It is loaded where the suite is asked for (``entry.py``).  An author's own tests load it with
 ``pytest_plugins = ["iommukit_conformance.plugin"]`` and may use its fixtures: ``iommukit_registry``, ``vendor`` and ``kernel``
@@ -26,8 +26,8 @@ from iommukit.scenario.result import Outcome
 from iommukit.vendors import Vendor, VendorRegistry
 from iommukit_conformance.case import EVERY, Undecided
 from iommukit_conformance.items import SESSION, CaseItem, items_of
-from iommukit_conformance.lab import Lab
-from iommukit_conformance.selection import Selection, select
+from iommukit_conformance.lab import MODEL, Lab
+from iommukit_conformance.selection import EMULATED, Selection, select
 from iommukit_conformance.session import Session
 from iommukit_conformance.suite import expand
 from iommukit_conformance.summary import Matrix
@@ -70,6 +70,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--kernel", action="append", default=[], metavar="K", help=f"a kernel; repeatable; default: {', '.join(PROFILES)}"
     )
+    group.addoption(
+        "--hardware",
+        default=MODEL,
+        metavar="PLATFORM",
+        help="what the hardware cases run on: model (the vendors' own models, with all other cases; the default), or qemu (QEMU's"
+        f" IOMMUs, hardware cases only, of kernels {' and '.join(EMULATED)} unless others are named)",
+    )
     group.addoption("--matrix-json", type=Path, metavar="FILE", help="write every case with its outcome")
     group.addoption(
         "--disputed",
@@ -84,7 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requires(capability, …): a test for vendors that have these capabilities")
     option = config.option
     try:
-        selection = select(option.vendor, option.kernel, option.vendor_plugin)
+        selection = select(option.vendor, option.kernel, option.vendor_plugin, option.hardware)
         disputed = _disputed(option.disputed)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
@@ -112,7 +119,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     """What is tested."""
     selection = _selection(config)
     kernels = ", ".join(kernel.name for kernel in selection.kernels)
-    lines = [f"iommukit: vendors {', '.join(selection.vendors)}; kernels {kernels}"]
+    lines = [f"iommukit: vendors {', '.join(selection.vendors)}; kernels {kernels}; hardware {selection.hardware}"]
     lines.extend(f"iommukit: not loaded: {why}" for name, why in selection.broken.items() if name not in selection.vendors)
     return lines
 

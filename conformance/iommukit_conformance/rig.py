@@ -6,6 +6,7 @@ Memory under test is stamped: each 64-bit word holds its own physical address, s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -133,6 +134,13 @@ class Rig:
         """Move a device, with its windows."""
         self.open_windows(device, domain)
         self.system.attach(device, domain)
+
+    def add(self, device: Device) -> None:
+        """Plug a device in, and let its driver come, so that units that wait for it probe the device."""
+        kernel = self.system.kernel
+        kernel.add(self.system, device)
+        if device.unit is None:
+            kernel.configure(self.system, device)
 
     def drop(self, domain: Domain, *devices: Device, to: Domain) -> None:
         """Move devices elsewhere and give the domain back."""
@@ -369,6 +377,27 @@ class Rig:
         if hit:
             self._stamp_here(physical)
         return hit
+
+    @contextmanager
+    def busy(self, device: Device, *iovas: int) -> Iterator[None]:
+        """Meanwhile the device reads these addresses after each register write of the driver; the interrupts come at the end."""
+        engine = self.initiator(device)
+        reading = False
+
+        def read() -> None:
+            nonlocal reading
+            if not reading:
+                reading = True
+                for iova in iovas:
+                    engine.load(iova, SIZE)
+                reading = False
+
+        self.platform.bus.after = read
+        try:
+            yield
+        finally:
+            self.platform.bus.after = None
+            self.collect()
 
     def words(self, device: Device, iovas: Sequence[int] | Addresses) -> Addresses:
         """The words at many addresses; ``UNMAPPED`` where nothing comes.  In stamped memory they are physical addresses."""

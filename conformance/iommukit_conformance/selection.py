@@ -9,15 +9,20 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from iommukit.errors import InputError
+from iommukit.hw.platforms import platform_factory
 from iommukit.kernel.historic import Historic
 from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.profiles import PROFILES, get_kernel
 from iommukit.vendors import ENTRY_POINTS, VendorRegistry
+from iommukit_conformance.lab import MODEL
+
+EMULATED = ("6.1", "7.2")
+"""The kernels whose drivers are tried on an emulator, unless others are asked for."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The vendors by name, the kernels, and all vendors that are there.
+    """The vendors by name, the kernels, all vendors that are there, and the platform that hardware cases run on.
 
     ``broken`` says of vendors why they cannot be loaded; a chosen one of them fails its smoke test.
     """
@@ -26,13 +31,17 @@ class Selection:
     vendors: tuple[str, ...]
     kernels: tuple[Kernel, ...]
     broken: Mapping[str, str]
+    hardware: str = MODEL
 
 
-def select(vendors: Sequence[str] = (), kernels: Sequence[str] = (), plugins: Sequence[str] = ()) -> Selection:
+def select(
+    vendors: Sequence[str] = (), kernels: Sequence[str] = (), plugins: Sequence[str] = (), hardware: str = MODEL
+) -> Selection:
     """Choose.
 
     ``plugins`` are ``[name=]module[:object]`` and are registered beside the installed vendors.  Without ``vendors`` those are
-    chosen, or, where there are none, all that are installed.  Raises ``InputError`` for a name that does not exist.
+    chosen, or, where there are none, all that are installed.  Without ``kernels`` all profiles are, or on an emulator those whose
+    drivers differ most.  Raises ``InputError`` for a name that does not exist.
     """
     registry = VendorRegistry()
     broken: dict[str, str] = {}
@@ -59,7 +68,9 @@ def select(vendors: Sequence[str] = (), kernels: Sequence[str] = (), plugins: Se
             raise InputError(f"no vendor {name!r}; there are {', '.join(there) or 'none'}")
     if not chosen:
         raise InputError("no vendor is installed; name one with --vendor-plugin [NAME=]MODULE[:OBJECT]")
-    return Selection(registry, chosen, _kernels(kernels), broken)
+    if hardware != MODEL:
+        platform_factory(hardware)
+    return Selection(registry, chosen, _kernels(kernels or (() if hardware == MODEL else EMULATED)), broken, hardware)
 
 
 def _kernels(names: Sequence[str]) -> tuple[Kernel, ...]:

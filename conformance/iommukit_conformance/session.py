@@ -28,7 +28,7 @@ class Session:
 
     @cached_property
     def _bench(self) -> Bench:
-        return Bench(self.selection.registry)
+        return Bench(self.selection.registry, self.selection.hardware)
 
     @cached_property
     def _own_lab(self) -> Lab:

@@ -12,7 +12,7 @@ from iommukit.kernel.profiles import PROFILES
 from iommukit.scenario.result import Outcome
 from iommukit.vendors import VendorRegistry
 from iommukit_conformance.case import EVERY, Case, CaseList, HarnessFault, Scope, Stage, Verdict, decide
-from iommukit_conformance.lab import Bench
+from iommukit_conformance.lab import MODEL, Bench
 
 MODULES = (
     "smoke",
@@ -44,6 +44,11 @@ def cases() -> tuple[Case, ...]:
     return tuple(sorted((case for case in found if case.scope is not Scope.SUITE), key=lambda case: case.stage))
 
 
+def runs_on(case: Case, hardware: str) -> bool:
+    """Whether a case says anything about a driver on this platform: policy was tried on the model."""
+    return hardware == MODEL or case.stage in (Stage.HARNESS, Stage.SMOKE, Stage.HARDWARE)
+
+
 def expand(value: object, module: str) -> Iterator[Case]:
     """The cases that a module's name stands for."""
     if isinstance(value, Case):
@@ -69,19 +74,27 @@ def run_vendor(
     choose: Callable[[Case], bool] = lambda _: True,
     scenarios_too: bool = True,
     enough: int = 0,
+    hardware: str = MODEL,
 ) -> list[Ran]:
     """Run every chosen case that fits against one vendor, whatever the smoke cases say; stop after ``enough`` failures.
 
+    ``hardware`` is the platform on which hardware cases run; on an emulator there are no others.
+
     Raises ``HarnessFault``, unless a smoke case has failed before.
     """
-    bench = Bench(registry)
+    bench = Bench(registry, hardware)
     done: list[Ran] = []
     first = True
     for kernel in kernels:
         lab = bench.lab(vendor, kernel)
         lab.scenarios_too = scenarios_too
         for case in cases():
-            if not choose(case) or case.vendor not in (None, vendor) or not case.fits(kernel.name, kernel.era):
+            if (
+                not runs_on(case, hardware)
+                or not choose(case)
+                or case.vendor not in (None, vendor)
+                or not case.fits(kernel.name, kernel.era)
+            ):
                 continue
             if case.scope is Scope.VENDOR and not first:
                 continue

@@ -13,6 +13,7 @@ from typing import Any
 from iommukit.errors import InputError
 from iommukit.scenario.result import Outcome
 from iommukit_conformance.case import SUITE
+from iommukit_conformance.lab import MODEL
 
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
 SHOWN_FINDINGS = 3
@@ -88,7 +89,10 @@ class Matrix:
     # ---- for people --------------------------------------------------------------------------------------------------
 
     def table(self) -> Iterator[str]:
-        """Vendor, kernel and the five counts."""
+        """Vendor, kernel and the five counts; where an emulator was used, its name."""
+        used = {row["hardware"] for row in self.rows if "hardware" in row} - {MODEL}
+        if used:
+            yield f"on the hardware of {', '.join(sorted(used))}"
         counts = self.counts()
         names = [vendor for vendor in counts if vendor != SUITE] + [vendor for vendor in counts if vendor == SUITE]
         width = max((len(name) for name in names), default=6)

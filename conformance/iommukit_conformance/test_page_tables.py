@@ -63,8 +63,9 @@ def test_as_many_pages_as_were_asked_for(rig: Rig) -> Findings:
         text = f"map_pages of {count} x {size:#x} answers {done:#x} bytes"
         yield hold(done == count * size, text)
         yield from rig.expect(rig.nic, iova, count * size, physical)
-        for outside in (iova - granule, iova + count * size):
-            yield from rig.expect(rig.nic, outside, granule, None, f", beside {count} x {size:#x}")
+        for offset in (-granule, count * size):
+            where = f", beside {count} x {size:#x}"
+            yield from rig.expect(rig.nic, iova + offset, granule, None, where, was=physical + offset)
 
 
 @on_hardware("PT-04")

@@ -28,9 +28,10 @@ def _each(rig: Rig, device: Device, iova: int, size: int, physical: int, *, ther
 
 
 def _comes_and_goes(rig: Rig, domain: Domain, iova: int, physical: int, size: int, what: str) -> Findings:
-    """A mapped range is used, unmapped as a whole, and used in vain."""
+    """A mapped range is used, unmapped as a whole while the device goes on using it, and used in vain."""
     yield from _each(rig, rig.nic, iova, size, physical, there=True, when=f", {what}")
-    done = rig.unmap(domain, iova, size)
+    with rig.busy(rig.nic, *range(iova, iova + size, 0x1000)):
+        done = rig.unmap(domain, iova, size)
     yield hold(done == size, f"of {what} {done:#x} bytes are unmapped")
     yield from _each(rig, rig.nic, iova, size, physical, there=False, when=f"{AFTER}, {what}")
 
@@ -81,7 +82,8 @@ def test_a_larger_page_is_gone(rig: Rig) -> Findings:
         physical, iova = rig.frames(large, large), rig.iovas(domain, large, large)
         rig.map_pages(domain, iova, physical, large)
         yield from rig.expect(rig.nic, iova, large, physical, f" in a page of {large:#x}")
-        rig.unmap(domain, iova, large)
+        with rig.busy(rig.nic, *(iova + offset for offset in rig.spots(large))):
+            rig.unmap(domain, iova, large)
         yield from rig.expect(rig.nic, iova, large, None, f"{AFTER} with its page of {large:#x}", was=physical)
 
 
@@ -98,7 +100,8 @@ def test_a_range_across_borders_is_gone(rig: Rig) -> Findings:
     iova, physical = rig.iovas(domain, 2 * size, size) + size // 2, rig.frames(size, granule)
     rig.map_pages(domain, iova, physical, granule, size // granule)
     yield from rig.expect(rig.nic, iova, size, physical, f", {size:#x} bytes of small pages")
-    rig.unmap(domain, iova, size)
+    with rig.busy(rig.nic, *(iova + offset for offset in rig.spots(size))):
+        rig.unmap(domain, iova, size)
     yield from rig.expect(rig.nic, iova, size, None, f"{AFTER}, {size:#x} bytes of small pages with their tables", was=physical)
 
 

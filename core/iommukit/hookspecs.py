@@ -142,7 +142,8 @@ class Emulation:
     at the addresses (on s390 with the attributes ``uid`` and ``fid``) at which QEMU is to have them: it is given a device for each,
     ``edu`` (``1234:11e8``), for ``bulk`` ``lsi53c895a`` (``1000:0012``), on s390 always ``virtio-blk-pci`` (``1af4:1042``).
     ``deviations`` names what that QEMU does not model or gets wrong, by rule, with the reason: such a rule must fail there, and
-    is an error once it passes.  ``absent`` names rules that cannot be tried there at all, with the reason.
+    is an error once it passes.  ``absent`` names rules that cannot be tried there at all, with the reason; ``unseen`` mistakes
+    in using hardware (``Mistake.name``) that do no harm there, with the reason.
     """
 
     binary: str
@@ -152,6 +153,7 @@ class Emulation:
     memory_size: int = 256 << 20
     deviations: Mapping[str, str] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    unseen: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

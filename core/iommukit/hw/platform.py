@@ -143,6 +143,14 @@ class ModelPlatform:
         self._models.clear()
         self.bus.memory.close()
 
+    def __enter__(self) -> Self:
+        """The platform itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
 
 class ModelInitiator:
     """A DMA engine with a buffer of one page."""
@@ -154,13 +162,20 @@ class ModelInitiator:
         self._platform = platform
         self._device = device
         self._buffer = bytearray(PAGE)
+        self._model: UnitModel | None = None
+        self._requester = 0
+
+    def _unit(self) -> UnitModel | None:
+        """The unit above the device, once the kernel has found it; it stays there whatever the kernel does to the device."""
+        if self._model is None:
+            self._model = self._platform.model(self._device)
+            if self._model is not None:
+                self._requester = self._device.system.vendor.ops.requester(device=self._device)
+        return self._model
 
     def _reach(self, iova: int, write: bool) -> int | None:
-        model = self._platform.model(self._device)
-        if model is None:
-            return iova
-        requester = self._device.system.vendor.ops.requester(device=self._device)
-        return model.translate(requester, iova, write=write)
+        model = self._unit()
+        return iova if model is None else model.translate(self._requester, iova, write=write)
 
     def _pieces(self, iova: int, size: int, write: bool) -> list[tuple[int, int, int]]:
         """Offset, physical address and size of each piece that is let through; pieces end at 4 KiB borders."""
@@ -195,11 +210,8 @@ class ModelInitiator:
     def load_words(self, iovas: Addresses) -> Addresses:
         """The words at many addresses, which must be aligned to 8 bytes."""
         memory = self._platform.bus.memory
-        model = self._platform.model(self._device)
-        physical = iovas
-        if model is not None:
-            requester = self._device.system.vendor.ops.requester(device=self._device)
-            physical = model.translate_many(requester, iovas, write=False)
+        model = self._unit()
+        physical = iovas if model is None else model.translate_many(self._requester, iovas, write=False)
         there = (physical >= np.uint64(memory.base)) & (physical < np.uint64(memory.end))
         words = np.full(iovas.shape, UNMAPPED)
         words[there] = memory.words[(physical[there] - np.uint64(memory.base)) >> np.uint64(3)]

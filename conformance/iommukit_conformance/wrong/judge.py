@@ -1,0 +1,72 @@
+"""Running the suite against mistakes in using a vendor's hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from iommukit.hookspecs import Mistake
+from iommukit.kernel.profiles import get_kernel
+from iommukit.scenario.result import Outcome
+from iommukit.vendors import Vendor, VendorRegistry
+from iommukit_conformance.case import Stage, Verdict
+from iommukit_conformance.lab import MODEL
+from iommukit_conformance.suite import run_vendor
+from iommukit_conformance.wrong.slips import SLIPS, Slip
+
+KERNELS = ("7.2", "rfc", "6.1")
+"""The kernels to try, until one gives occasion for the mistake."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What became of a mistake on a platform: ``PASS`` where its rule has rejected the driver, ``FAIL`` where nothing has.
+
+    ``N/A`` where the driver gives no occasion for it, and where the platform cannot see it; ``found`` is the finding or the reason.
+    """
+
+    mistake: Mistake
+    outcome: Outcome
+    found: str
+
+
+def mistakes_of(vendor: Vendor) -> list[Mistake]:
+    """Those that every driver can make, and the vendor's own."""
+    return [*SLIPS, *vendor.ops.mistakes()]
+
+
+def try_mistake(vendor: Vendor, mistake: Mistake, hardware: str = MODEL, kernels: Sequence[str] = KERNELS) -> Tried:
+    """Run the cases of the mistake's rule against the vendor's driver with the mistake around it.  Raises ``HarnessFault``."""
+    if hardware != MODEL and mistake.unseen:
+        return Tried(mistake, Outcome.NOT_APPLICABLE, mistake.unseen)
+    reason = "there is no case of its rule"
+    for name in kernels:
+        wrapper = mistake.wrapper()
+        registry = VendorRegistry()
+        registry.register(vendor.plugin, vendor.name)
+        done = run_vendor(
+            registry.wrapped(wrapper),
+            vendor.name,
+            [get_kernel(name)],
+            choose=lambda case: case.stage is Stage.HARDWARE and case.rule == mistake.rule,
+            scenarios_too=False,
+            enough=1,
+            hardware=hardware,
+        )
+        for ran in done:
+            if ran.verdict.outcome is Outcome.FAIL:
+                finding = next((found for found in ran.verdict.findings if found.rule == mistake.rule), None)
+                if finding is not None:
+                    return Tried(mistake, Outcome.PASS, finding.text)
+            if ran.verdict.outcome in (Outcome.XFAIL, Outcome.NOT_APPLICABLE, Outcome.UNDECIDED):
+                reason = ran.verdict.reason
+                continue
+            if isinstance(wrapper, Slip) and not wrapper.committed:
+                reason = f"{vendor.name} gives no occasion for it"
+                continue
+            return Tried(mistake, Outcome.FAIL, _other(ran.verdict))
+    return Tried(mistake, Outcome.NOT_APPLICABLE, reason)
+
+
+def _other(verdict: Verdict) -> str:
+    return f"only rejected otherwise: {verdict.findings[0]}" if verdict.findings else "accepted"
