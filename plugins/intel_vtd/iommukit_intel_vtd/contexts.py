@@ -79,7 +79,7 @@ class DeviceTables:
     def __init__(self, memory: TableReader, words: Capabilities, address_bits: int) -> None:
         self._memory = memory
         self._words = words
-        self._beyond = _bits(63, address_bits) if address_bits < 64 else 0
+        self._beyond = _bits(63, address_bits)
         self._levels = {aw: 2 + aw for aw in (1, 2, 3) if words.get(SAGAW) >> aw & 1}
         """Levels of second-stage tables by the code of the address width (AW)."""
 

@@ -76,7 +76,6 @@ def declare() -> VendorDeclaration:
                 "direct-regions",
                 "relaxable-regions",
                 "superpages",
-                "write-only",
                 "pasid",
                 "resv-firmware",
                 "legacy-strict-option",

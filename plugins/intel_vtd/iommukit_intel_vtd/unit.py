@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EPM, PRS = 1 << 31, 1
 """PMEN: protect the regions; they are protected."""
 REGION_GRAIN = 0x1F_FFFF
+WIDEST_ADDRESS = 52
 WIDE = frozenset({Reg.CAP, Reg.ECAP, Reg.IQH, Reg.IQT, Reg.IQERCD})
 """Read-only registers of 64 bits, whose halves can be read."""
 
@@ -38,13 +39,14 @@ WIDE = frozenset({Reg.CAP, Reg.ECAP, Reg.IQH, Reg.IQT, Reg.IQERCD})
 class VtdUnit:
     """A unit in its state after a reset: it translates nothing, and lets everything through.
 
-    ``address_bits`` is the host address width; ``registers`` is how much of them lies at the unit's base (bytes).
+    ``address_bits`` is the host address width, of which entries hold 52 at most; ``registers`` is how much of them lies at the
+    unit's base (bytes).
     """
 
     def __init__(self, memory: PhysicalMemory, words: Capabilities, address_bits: int) -> None:
         self._words = words
         self.faults = FaultLog(words.get(NFR) + 1)
-        self.remapper = Remapper(memory, words, address_bits, self.faults)
+        self.remapper = Remapper(memory, words, min(address_bits, WIDEST_ADDRESS), self.faults)
         self.queue = InvalidationQueue(memory, self._actions(), self.faults.set_queue_error, lambda: self.faults.queue_error)
         self._status = Gcmd(0)
         self._records = words.get(FRO) * 16

@@ -15,7 +15,7 @@ from iommukit.domain import Domain
 from iommukit.hookspecs import Mistake, hookimpl
 from iommukit_intel_vtd.capabilities import FRO
 from iommukit_intel_vtd.domains import PagingDomain
-from iommukit_intel_vtd.invalidation import Request, context_global, iotlb_global
+from iommukit_intel_vtd.invalidation import Request, context_global, iotlb_domain, iotlb_global
 from iommukit_intel_vtd.layout import IH, IQA_DW, IQA_QS, PAGE, WAIT_SW, Descriptor, Granularity, Reg
 from iommukit_intel_vtd.remapping import RemappingUnit
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Steps = Generator[None, Any, Any]
 """A hook wrapper, as pluggy has it."""
 
-NOTHING: Request = (int(Descriptor.WAIT), 0)
-"""A descriptor without effect."""
+NOTHING: Request = iotlb_domain(0xFFFF)
+"""A descriptor without effect: the last domain id, which nobody uses."""
 PAGES = {Descriptor.IOTLB: Granularity.SELECTIVE, Descriptor.PASID_IOTLB: Granularity.SELECTIVE}
 """Invalidations of pages: type, and granularity."""
 
@@ -357,7 +357,7 @@ MISTAKES: tuple[Mistake, ...] = (
         AbsentStaysAbsent,
         "QEMU caches no absent entries, whatever it says in CM",
     ),
-    Mistake("vtd-records-never-cleared", "Fault records are read and never cleared.", "FAULT-08", RecordsNeverCleared),
+    Mistake("vtd-records-never-cleared", "Fault records are read and never cleared.", "FAULT-07", RecordsNeverCleared),
     Mistake("vtd-read-only", "Leaf entries lack the W bit.", "PT-12", ReadOnly),
     Mistake("vtd-snoop-bit", "Leaf entries have SNP set, which is reserved in units without snoop control.", "PT-10", SnoopBit),
     Mistake("vtd-address-bit", "Leaf entries have the lowest address bit inverted.", "PT-02", AddressBit),
@@ -367,6 +367,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "A context entry is cleared, and that made known, before the new one is written.",
         "ATTACH-11",
         ClearedFirst,
+        "QEMU's devices have no direct regions",
     ),
     Mistake("vtd-present-when-blocked", "A blocked device keeps its context entry.", "ATTACH-14", PresentWhenBlocked),
     Mistake(
