@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ from iommukit.cli.main import cli
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SHOWN = re.findall(r"```console\n\$ iommukit (.*?)\n(.*?)```", README, re.DOTALL)
+GUEST = Path(__file__).parent / "walk" / "data" / "intel.elf.xz"
 SCENARIO = re.search(r"```yaml\n(scenario: .*?)```", README, re.DOTALL)
 
 
@@ -27,6 +29,7 @@ def test_the_commands_print_what_is_shown(command: str, shown: str, tmp_path: Pa
     assert SCENARIO is not None
     monkeypatch.chdir(tmp_path)
     Path("live-switch-to-lazy.yaml").write_text(SCENARIO[1])
+    Path("guest.elf").write_bytes(lzma.decompress(GUEST.read_bytes()))
     lines = iter(CliRunner().invoke(cli, shlex.split(command)).output.splitlines())
     for wanted in shown.splitlines():
         if wanted.strip() not in ("…", ""):
