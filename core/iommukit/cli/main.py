@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "boot": "iommukit.cli.boot",
     "diff": "iommukit.cli.diff",
     "walk": "iommukit.cli.walk",
+    "oracle": "iommukit.cli.oracle",
     "plugins": "iommukit.cli.plugins",
     "schema": "iommukit.cli.schema",
 }

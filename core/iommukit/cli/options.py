@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from iommukit.vendors import Vendor, VendorRegistry
 
 
-class Command(click.Command):
-    """A command whose help ends in examples."""
+class _WithExamples(click.Command):
+    """Whose help ends in examples."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **more: Any) -> None:
         super().__init__(*args, **more)
@@ -26,6 +26,14 @@ class Command(click.Command):
         with formatter.section("Examples"):
             for example in self.examples:
                 formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+
+
+class Command(_WithExamples):
+    """A command whose help ends in examples."""
+
+
+class Group(_WithExamples, click.Group):
+    """Commands under one name, with examples at the end of its help."""
 
 
 KERNEL_HELP = "rfc, rfc-as-posted, rfc-unconverted, 6.1, 6.12, 7.2 or 6.1.192; may be repeated."

@@ -127,9 +127,12 @@ def _replace(path: Path, text: str) -> None:
 
 
 @contextmanager
-def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error, on a terminal and for long work; yields what to call after each run."""
-    if total < LONG_WORK or not on_terminal(sys.stderr):
+def progress(total: int, what: str, *, least: int = LONG_WORK, every: int = 32) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error, on a terminal and from ``least`` runs on; yields what to call after each run.
+
+    It is drawn after ``every`` so many runs.
+    """
+    if total < least or not on_terminal(sys.stderr):
         yield lambda: None
         return
     from rich.console import Console
@@ -142,7 +145,7 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
         def tick() -> None:
             nonlocal done
             done += 1
-            if done % 32 == 0:
+            if done % every == 0:
                 bar.update(task, completed=done)
 
         yield tick

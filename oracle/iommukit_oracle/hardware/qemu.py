@@ -196,10 +196,11 @@ class Qemu:
             raise
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and give the memory back.  ``process.said()`` still answers."""
         self.qtest.close()
         self.monitor.close()
         self.process.kill()
+        self.memory.close()
 
     def __enter__(self) -> Self:
         return self

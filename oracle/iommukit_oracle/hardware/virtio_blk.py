@@ -51,7 +51,8 @@ class VirtioBlkInitiator:
 
     A fault blocks the function until its error state is reset, and leaves the virtio device in need of a reset.  The first is done
     at once, as the function's driver would do it on the error event, the second before the next request; the event is left to
-    the IOMMU's driver.  ``name`` is the device's in QEMU, ``disk`` its file.  Where the function is not enabled, or no tables are registered, nothing happens.
+    the IOMMU's driver.  Where the function is not enabled, or no tables are registered, nothing happens.  ``name`` is the
+    device's in QEMU, ``disk`` its file.
     """
 
     WINDOW = 0x6000
