@@ -237,8 +237,9 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "arm-stale-stream",
         "It changes a stream table entry without CMD_CFGI_STE.",
-        "ATTACH-06",
+        "ATTACH-05",
         lambda: WrongCommands(frozenset({bits.CFGI_STE}), _nothing, during="attach_dev"),
+        unseen="QEMU drops all of a stream's configuration at CMD_CFGI_CD, which is sent as well",
     ),
     Mistake(
         "arm-stale-context",
