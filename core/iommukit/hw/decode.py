@@ -95,16 +95,15 @@ def pages(
     base: int = 0,
     count: int | None = None,
     rights: int = READ | WRITE,
-    path: tuple[Step, ...] = (),
 ) -> Iterator[Leaf]:
     """Go through the tables below the one at the physical address ``table``, by rising address.
 
     ``base`` is the address (bytes) that its first entry translates; ``count`` its entries, where it has more or fewer than
-    ``level`` says.  With ``iova`` there is one leaf, with a ``reason`` where nothing is mapped.  ``path`` begins each leaf's.
-    A table outside the memory gives a leaf with the reason, and the walk goes on behind it.
+    ``level`` says; ``rights`` what the entries before allow.  With ``iova`` there is one leaf, with a ``reason`` where nothing is
+    mapped.  A table outside the memory gives a leaf with the reason, and the walk goes on behind it.
     """
     tables = _Tables(memory, format, iova)
-    return tables.below(table, level, base, 1 << format.levels[level].bits if count is None else count, rights, path)
+    return tables.below(table, level, base, 1 << format.levels[level].bits if count is None else count, rights, ())
 
 
 class _Tables:

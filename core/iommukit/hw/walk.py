@@ -32,8 +32,8 @@ class Leaf:
     """Pages that one table translates: addresses and ``size`` in bytes, and permissions.
 
     ``path`` are the entries from the root table to the first page; those before, which choose the root table, are the walk's
-    ``steps``.  All of it is one run: adjoining entries of a table with adjoining physical addresses and the same permissions.  With a
-    ``reason`` nothing is translated here: an entry is bad, and the last of ``path`` is that entry.
+    ``steps``.  All of it is one run: adjoining entries of a table with adjoining physical addresses and the same permissions.
+    With a ``reason`` nothing is translated here: an entry is bad, and the last of ``path`` is that entry.
     """
 
     iova: int

@@ -73,15 +73,19 @@ class ZpciTables(TableFormat):
         return Decoded(kind.astype(np.uint8), np.where(large, entries & np.uint64(SEGMENT_FRAME), table), rights)
 
     def explain(self, level: int, value: int) -> str:
-        """The bits that are set, by their letters."""
+        """The bits that are set, by their letters, and the address."""
         if not level:
             letters = [("I", value & PAGE_INVALID), ("P", value & PROTECT)]
+            address = value & PAGE_FRAME
         else:
-            letters = [("I", value & INVALID), ("P", value & PROTECT), ("FC", level == _SEGMENT and value & FORMAT_CONTROL)]
-        words = [letter for letter, there in letters if there]
+            large = level == _SEGMENT and value & FORMAT_CONTROL
+            letters = [("I", value & INVALID), ("P", value & PROTECT), ("FC", large)]
+            address = value & (SEGMENT_FRAME if large else PAGE_TABLE_ORIGIN if level == _SEGMENT else TABLE_ORIGIN)
+        words = [f"TT={(value & TABLE_TYPE) >> 2}"] if level else []
+        words += [letter for letter, there in letters if there]
         if level > _SEGMENT:
             words.append(f"TF={(value & TABLE_OFFSET) >> 6} TL={value & TABLE_LENGTH}")
-        return " ".join(([f"TT={(value & TABLE_TYPE) >> 2}"] if level else []) + words)
+        return " ".join([*words, f"address {address:#x}"])
 
     def next_count(self, level: int, value: int) -> int | None:
         """A region-table entry says how many quarters the next table has."""
@@ -109,5 +113,5 @@ def walk(memory: TableReader, iota: int, requester: int | None, iova: int | None
         return Walk(name, Mode.PASS_THROUGH, (anchor,))
     if designation > TableType.REGION_FIRST:
         raise InputError(f"designation type {designation} in {iota:#x} has no tables", place="iota")
-    found = pages(memory, TABLES, iota & IOTA_ORIGIN, designation + 1, iova=iova, path=())
+    found = pages(memory, TABLES, iota & IOTA_ORIGIN, designation + 1, iova=iova)
     return Walk(name, Mode.TRANSLATED, (anchor,), found)
