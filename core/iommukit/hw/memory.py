@@ -15,6 +15,7 @@ from iommukit.errors import InputError
 from iommukit.hw.pages import PageAllocator
 
 PAGE = 0x1000
+HUGE_PAGE = 2 << 20
 DEFAULT_SIZE = 64 << 30
 _NORESERVE = 0x4000
 """``MAP_NORESERVE`` on Linux; the standard library has no name for it before 3.13."""
@@ -53,6 +54,7 @@ class PhysicalMemory:
         self.base = base
         self.size = size
         self._last = size - 8
+        self._advisable = file is None
         if file is None:
             self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
         else:
@@ -62,10 +64,17 @@ class PhysicalMemory:
         self.big_words: NDArray[np.uint64] = np.frombuffer(self._map, dtype=">u8")
         self.quads = memoryview(self._map).cast("Q")
         """The words again, for one at a time: a good deal faster than numpy's."""
-        if file is None:
-            with contextlib.suppress(OSError):  # the kernel may have no huge pages: tables of gigabytes then come page by page
-                self._map.madvise(mmap.MADV_HUGEPAGE, size // 2 & -PAGE, size - (size // 2 & -PAGE))
         self.pages = PageAllocator(self, base + size // 2, base + size)
+
+    def expect_much(self, address: int, size: int) -> None:
+        """``size`` bytes from ``address`` are about to be filled: huge pages make the first touch cheaper.
+
+        Not for all of memory: a small machine would pay 2 MiB for each of its few tables.
+        """
+        first, last = -(-(address - self.base) // HUGE_PAGE) * HUGE_PAGE, (address + size - self.base) & -HUGE_PAGE
+        if self._advisable and first < last:
+            with contextlib.suppress(OSError):  # the machine may have no huge pages: memory then comes page by page
+                self._map.madvise(mmap.MADV_HUGEPAGE, first, last - first)
 
     def close(self) -> None:
         """Give the memory back at once; where somebody still has a view of it, with the last view."""

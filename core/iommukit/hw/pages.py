@@ -26,6 +26,8 @@ class PageAllocator:
     """The smallest table, and the unit of all sizes (bytes): they are rounded up to it."""
     LARGEST_KEPT = 0x10000
     """Larger ones (bytes) are joined with their neighbours at once."""
+    MANY = 2 << 20
+    """From so many bytes on it pays to prepare memory for what is coming."""
 
     def __init__(self, memory: PhysicalMemory, start: int, end: int) -> None:
         self._memory = memory
@@ -137,6 +139,10 @@ class PageAllocator:
         address = -(-begin // size) * size
         if address + wanted > self.end:
             raise IommuError("ENOMEM", "no page for a table")
+        if wanted >= self.MANY:
+            whole = -(-begin // self.MANY) * self.MANY
+            address = whole if whole + wanted <= self.end else address
+            self._memory.expect_much(address, wanted)
         self._free.pop(begin, None)
         if begin < address:
             self._join(begin, address)
