@@ -28,7 +28,7 @@ from iommukit_amd_vi import options
 from iommukit_amd_vi.attach import block, enter
 from iommukit_amd_vi.domains import AmdDomain, allocate, equip
 from iommukit_amd_vi.firmware import IVRS, Ivrs
-from iommukit_amd_vi.hardware import OPTIONS
+from iommukit_amd_vi.hardware import OPTIONS, VARIANTS
 from iommukit_amd_vi.layout import HD_SUP, HT_WINDOW, MSI_WINDOW
 from iommukit_amd_vi.setup import DRIVER, AmdUnit, AmdVi, bring_up, detect
 from iommukit_amd_vi.units import AcpiDevice, Iommu, Segment, is_iommu_class, unity_region
@@ -88,9 +88,11 @@ def declare() -> VendorDeclaration:
                 "pasid",
                 "resv-firmware",
                 "legacy-strict-option",
+                "write-only",
             }
         ),
         hardware_options=OPTIONS,
+        hardware_variants=VARIANTS,
     )
 
 

@@ -6,7 +6,8 @@ describe an IOMMU like QEMU's, but without its cache of absent entries.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field as Key
 from pydantic import StrictBool
@@ -34,6 +35,9 @@ OPTIONS: dict[str, str] = {
     "units": "a list with efr, efr2 or np_cache for each IOMMU, in the order of the firmware table",
 }
 """The keys, each with one line."""
+
+VARIANTS: dict[str, Mapping[str, Any]] = {"no NpCache": {"np_cache": False}}
+"""Hardware unlike QEMU's, on which the driver invalidates otherwise."""
 
 
 class UnitHardware(Strict):

@@ -70,7 +70,7 @@ def _map_grown(
 
     The hardware goes on with the old root until the mapping stands, so that a failure leaves everything as it was.
     """
-    root, top, used = tables.root, tables.top, tables.bytes
+    top, span = tables.top, tables.span
     last = iova + pgsize * pgcount - 1
     wanted = max((last.bit_length() - 13) // 9, tables.format.leaf_level(pgsize)[0])
     assert domain.driver is not None
@@ -80,21 +80,21 @@ def _map_grown(
     try:
         tables.map(iova, paddr, pgsize, pgcount, prot, freed)
     except IommuError:
-        _shrink(tables, root, top, used)
+        _shrink(tables, top)
+        tables.span = span
         raise
     if tables.top > top:
         retarget(domain)
 
 
-def _shrink(tables: PageTable, root: int, top: int, used: int) -> None:
+def _shrink(tables: PageTable, top: int) -> None:
     """Undo growth that the hardware has not seen."""
     while tables.top > top:
-        level = tables.format.levels[tables.top]
+        size = tables.format.levels[tables.top].size
         below = tables.format.address(tables.memory.word(tables.root), tables.top)
-        tables.memory.pages.free(tables.root, level.size)
+        tables.memory.pages.free(tables.root, size)
+        tables.bytes -= size
         tables.root, tables.top = below, tables.top - 1
-    assert tables.root == root
-    tables.bytes = used
 
 
 def _free(tables: PageTable, freed: list[tuple[int, int]]) -> None:
