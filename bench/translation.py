@@ -96,8 +96,8 @@ def best(work: Callable[[], object], count: int, rounds: int = ROUNDS, before: C
 
 def bench_limits() -> dict[str, float]:
     """The flat array's figures."""
-    with closing(PhysicalMemory(GIB)) as warm:  # memory that the computer's own host has yet to find is slow once
-        warm.words[: 8 * PAGES] = 1
+    with closing(PhysicalMemory(GIB)) as warm:  # memory that a virtual machine has yet to get from its host is slow once
+        warm.table(warm.pages.alloc(128 * MIB), 16 * MIB)[:] = 1
     memory = PhysicalMemory(16 * GIB)
     template = np.arange(PAGES, dtype=np.uint64) * np.uint64(PAGE)
     parts = iter(memory.table(memory.pages.alloc(8 * PAGES), PAGES) for _ in range(ROUNDS))

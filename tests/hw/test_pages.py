@@ -105,3 +105,11 @@ def test_a_limit_is_a_shortage() -> None:
         pages.alloc(0x400)
     pages.free(first, 0x1000)
     pages.alloc(0x400)
+
+
+@pytest.mark.parametrize("size", [0x400, 0x1000, 1 << 20, 1 << 22, 1 << 24])
+def test_large_tables_are_aligned_to_their_size(size: int) -> None:
+    """Also where long runs begin at a huge page."""
+    pages = PhysicalMemory(1 << 28).pages
+    pages.alloc(0x400)
+    assert [pages.alloc(size) % size, pages.alloc(size, 3) % size, pages.alloc(1 << 22) % (1 << 22)] == [0, 0, 0]

@@ -7,7 +7,7 @@ import pytest
 
 from iommukit.domain import Prot
 from iommukit.errors import IommuError
-from iommukit.hw.format import Format
+from iommukit.hw.format import Format, Level
 from iommukit.hw.memory import PhysicalMemory
 from iommukit.hw.platform import UNMAPPED
 from iommukit.hw.radix import FEW, PageTable, Partial
@@ -271,6 +271,22 @@ def test_addresses_beyond_48_bits_are_split(memory: PhysicalMemory) -> None:
     assert table.entries(30 << 16)[-1][2] & 0xF000 == 3 << 12
     with pytest.raises(IommuError, match="ERANGE"):
         table.map(200 << 16, 1 << 52, 0x1_0000, 1, RW)
+
+
+def test_a_table_may_take_more_than_its_entries(memory: PhysicalMemory) -> None:
+    """A root of four entries in a page of its own; leaves that are not adjoining although they were made at once."""
+
+    class Roomy(Plain):
+        levels = (Level(12, 7, least=0x1000), Level(19, 2, least=0x1000))
+
+    table = PageTable(Roomy(), memory)
+    table.map(0x1000, 0x8000, 0x1000, 400, RW)
+    assert (table.root % 0x1000, table.bytes) == (0, 5 * 0x1000)
+    iovas = np.arange(0, 512 << 12, 1 << 12, dtype=np.uint64)
+    assert np.flatnonzero(table.lookup_many(iovas) != UNMAPPED).tolist() == list(range(1, 401))
+    assert unmap(table, 0x1000, 0x1000, 400) == 400 << 12
+    table.free()
+    assert memory.pages.outstanding == 0
 
 
 def test_big_endian_entries(memory: PhysicalMemory) -> None:

@@ -7,6 +7,7 @@ on all of a range's tables at once; few pages are done one by one, which costs l
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,14 +15,14 @@ import numpy as np
 from iommukit.errors import IommuError
 from iommukit.hw.fill import Pages
 from iommukit.hw.format import Entry, Format, Level
-from iommukit.hw.tree import ABSENT, CHUNK, Freed, TableTree
+from iommukit.hw.tree import ABSENT, CHUNK, Freed, TableTree, adjoining
 
 if TYPE_CHECKING:
     from iommukit.hw.memory import Words
 
 __all__ = ["Entry", "Format", "Freed", "Level", "PageTable", "Partial"]
 
-FEW = 16
+FEW = 8
 """Up to so many slots are done one by one."""
 
 
@@ -62,15 +63,22 @@ class PageTable(TableTree):
         if not pgcount:
             return 0
         last = paddr + size - pgsize
-        if format.address(format.encode_address(last), level) != last:
+        encoded = format.encode_address(last)
+        if format.address(encoded, level) != last:
             raise IommuError("ERANGE", f"{last:#x} does not fit an entry")
+        if pgcount == repeat == 1:
+            # Most calls: one page, in tables that are there.
+            at, index, entry = self._find(iova, level)
+            if at == level and not format.present(entry, level):
+                self._set(index, encoded | bits)
+                return size
         dead: Freed = []
         shift, mask = self._steps[level]
-        slots = pgcount * repeat
-        if slots <= FEW and (iova >> shift & mask) + slots <= mask + 1:
-            self._map_few(level, iova, repeat, [format.encode_address(paddr + n * pgsize) | bits for n in range(pgcount)], dead)
+        pages = Pages(format, paddr, pgsize, pgcount, repeat, bits)
+        if (iova >> shift & mask) + pages.slots <= mask + 1:
+            self._map_in_table(level, iova, pages, dead)
         else:
-            self._map_many(level, iova >> shift, Pages(format, paddr, pgsize, pgcount, repeat, bits), dead)
+            self._map_many(level, iova >> shift, pages, dead)
         for address, length in dead:
             self.bytes -= length
             if freed is None:
@@ -79,16 +87,14 @@ class PageTable(TableTree):
                 freed.append((address, length))
         return size
 
-    def _map_few(self, level: int, iova: int, repeat: int, values: list[int], dead: Freed) -> None:
-        """Write ``repeat`` entries of each value from an address on, all in one table of ``level``."""
+    def _map_in_table(self, level: int, iova: int, pages: Pages, dead: Freed) -> None:
+        """Write the entries of pages from an address on, all in one table of ``level``."""
         format = self.format
         at, index, entry = self._find(iova, level)
         if at == level:
-            for where in range(index, index + len(values) * repeat):
-                entry = self._get(where)
-                if format.present(entry, level):
-                    dead += self._empty_tables(entry, level)
-            self._write(index, repeat, values)
+            for entry in self._present(index, pages.slots, level):
+                dead += self._empty_tables(entry, level)
+            self._write(index, pages)
             return
         if format.present(entry, at):
             raise IommuError("EEXIST", f"{iova:#x} is mapped, or levels are skipped there")
@@ -103,15 +109,20 @@ class PageTable(TableTree):
         # A table is filled before an entry names it.
         for below, table in enumerate(made, level):
             shift, mask = self._steps[below]
-            self._write((table - self._base >> 3) + (iova >> shift & mask), repeat, values)
-            repeat, values = 1, [format.encode_address(table) | format.table(below + 1)]
-        self._set(index, values[0])
+            where = (table - self._base >> 3) + (iova >> shift & mask)
+            if below == level:
+                self._write(where, pages)
+            else:
+                self._set(where, entry)
+            entry = format.encode_address(table) | format.table(below + 1)
+        self._set(index, entry)
 
-    def _write(self, index: int, repeat: int, values: list[int]) -> None:
-        for value in values:
-            for _ in range(repeat):
-                self._set(index, value)
-                index += 1
+    def _write(self, index: int, pages: Pages) -> None:
+        if pages.slots <= FEW:
+            for number, entry in enumerate(pages.entries(), index):
+                self._set(number, entry)
+        else:
+            pages.write(self._view, index, pages.slots, 0)
 
     def _map_many(self, level: int, first: int, pages: Pages, dead: Freed) -> None:
         """Write the entries of pages from the slot ``first`` of ``level`` on."""
@@ -142,10 +153,7 @@ class PageTable(TableTree):
                 if where.any():
                     runs = self._new_tables(at, int(np.count_nonzero(where)))
                     made += [(address, count * levels[at].size) for address, count in runs]
-                    size = levels[at].size
-                    tables[at][where] = np.concatenate(
-                        [address + np.arange(count, dtype=np.uint64) * size for address, count in runs]
-                    )
+                    tables[at][where] = np.concatenate([adjoining(address, count, levels[at].size) for address, count in runs])
         except IommuError:
             for address, length in made:
                 self._drop(address, length)
@@ -164,15 +172,16 @@ class PageTable(TableTree):
                 entries = format.encode_address(tables[at - 1][where]) | format.table(at)
                 view[(parents - self._base >> 3) + (slots & (1 << bits) - 1)] = entries
 
-    def _present(self, index: int, count: int, level: int) -> list[int]:
-        """The entries that are present among many."""
-        found: list[int] = []
+    def _present(self, index: int, count: int, level: int) -> Iterator[int]:
+        """The entries that are present among some."""
+        if count <= FEW:
+            yield from (entry for entry in map(self._get, range(index, index + count)) if self.format.present(entry, level))
+            return
         empty = self.format.levels[level].empty
         for at in range(index, index + count, CHUNK):
             entries = self._view[at : min(at + CHUNK, index + count)]
             if (entries != empty).any() if empty else entries.any():
-                found += entries[self.format.present(entries, level)].tolist()
-        return found
+                yield from entries[self.format.present(entries, level)].tolist()
 
     def _empty_tables(self, entry: int, level: int) -> Freed:
         """The tables below an entry of ``level``.  Raises ``EEXIST`` where one maps anything, or the entry is a leaf."""
@@ -231,8 +240,11 @@ class PageTable(TableTree):
         if tail is not None and tail[3] + tail[4] > end:
             end = tail[3] if partial in (Partial.SPLIT, Partial.REFUSE) else tail[3] + tail[4]
         leaves = self.format.levels[0]
-        few = end - iova <= FEW << leaves.shift and end - iova < 1 << leaves.shift + leaves.bits
-        done = self._unmap_few(iova, end) if few else self._unmap_many(iova, end, release, freed)
+        within = leaves.shift + leaves.bits
+        if not level and iova >> within == end - 1 >> within and end - iova < 1 << within:
+            done = self._unmap_in_table(index, end - iova >> leaves.shift)
+        else:
+            done = self._unmap_many(iova, end, release, freed)
         if partial is Partial.SPLIT and end < asked and iova + done == end:
             done += self.unmap(end, asked - end, 1, partial=partial, freed=freed, release=release, split=split)
         return done
@@ -240,19 +252,22 @@ class PageTable(TableTree):
     def _clear(self, level: int, index: int, size: int) -> None:
         """Empty all entries of one page."""
         here = self.format.levels[level]
-        for at in range(index, index + (size >> here.shift)):
+        self._set(index, here.empty)
+        for at in range(index + 1, index + (size >> here.shift)):
             self._set(at, here.empty)
 
-    def _unmap_few(self, iova: int, end: int) -> int:
-        """Remove pages up to a hole, one by one; none goes beyond the ends."""
-        at = iova
-        while at < end:
-            page = self._page(at)
-            if page is None:
-                break
-            self._clear(page[0], page[1], page[4])
-            at += page[4]
-        return at - iova
+    def _unmap_in_table(self, index: int, count: int) -> int:
+        """Empty up to ``count`` entries of a table of leaves, up to a hole."""
+        leaves = self.format.levels[0]
+        if count > FEW:
+            count = self._stretch(index, count, 0)
+            self._view[index : index + count] = leaves.empty
+            return count << leaves.shift
+        for number in range(count):
+            if not self.format.present(self._get(index + number), 0):
+                return number << leaves.shift
+            self._set(index + number, leaves.empty)
+        return count << leaves.shift
 
     def _unmap_many(self, iova: int, end: int, release: bool, freed: Freed) -> int:
         """Remove pages up to a hole; none goes beyond the ends."""

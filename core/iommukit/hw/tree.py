@@ -246,7 +246,7 @@ def _among(which: Indices | slice, some: NDArray[np.bool_]) -> Indices:
     return np.flatnonzero(some) if isinstance(which, slice) else which[some]
 
 
-def _adjoining(address: int, count: int, size: int) -> Words:
+def adjoining(address: int, count: int, size: int) -> Words:
     """The addresses of ``count`` adjoining tables."""
     return np.arange(address, address + count * size, size, dtype=np.uint64)
 
