@@ -69,9 +69,7 @@ def command(
     address = None if iova is None else parse_number(iova, "--iova")
     memory = Dump(dump, None if base is None else parse_number(base, "--base"))
     check_machine(memory, chosen)
-    # A walk makes many small objects and no garbage; looking for some would take most of the time.
-    gc.disable()
-    with _progress() as tick:
+    with _no_collection(), _progress() as tick:
         report = walk_dump(
             memory,
             chosen,
@@ -82,12 +80,21 @@ def command(
             tables=tables or TABLES,
             tick=tick,
         )
-    gc.enable()
     if as_json:
         show_json(report.to_json())
     else:
         show(walk_page(report))
     return int(report.finding)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A walk makes many small objects and no garbage; looking for some would take most of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager
