@@ -54,6 +54,9 @@ class Rig:
         self._marks = 0
         self._taken: list[tuple[int, int]] = []
         """I/O addresses that no test may use again."""
+        if platform.is_model:
+            # Where entries of nothing but zeros lead.
+            self.memory.words[:512] = np.arange(self.memory.base, self.memory.base + 0x1000, 8, dtype=np.uint64)
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +176,8 @@ class Rig:
         if address + size <= buffers.stop:
             return address
         address = buffers.start & -size
-        return address if self.memory.holds(address) and address + size > buffers.start else None
+        lowest = self.platform.emulation.lowest if self.platform.emulation is not None else 0
+        return address if address >= lowest and self.memory.holds(address) and address + size > buffers.start else None
 
     def frames(self, size: int, align: int = 0) -> int:
         """``size`` bytes of physical memory, aligned to ``align`` (else to the page of 4 KiB), stamped.
@@ -245,6 +249,18 @@ class Rig:
                 self._taken.append((at - room, at + room))
                 return at
         raise NotApplicable(f"the aperture {first:#x}..{last:#x} has no border of tables")
+
+    def edges(self, domain: Domain) -> tuple[int, int]:
+        """The first and the last address (bytes) of the aperture that is not reserved for the devices."""
+        first, last = domain.aperture
+        regions = sorted((region.start, region.end) for device in self.users for region in self.system.regions(device))
+        for start, end in regions:
+            if start <= first <= end:
+                first = end + 1
+        for start, end in reversed(regions):
+            if start <= last <= end:
+                last = start - 1
+        return first, last
 
     def free_there(self, iova: int, size: int) -> bool:
         """Whether a test may use these I/O addresses."""

@@ -143,7 +143,8 @@ class Emulation:
     ``edu`` (``1234:11e8``), for ``bulk`` ``lsi53c895a`` (``1000:0012``), on s390 always ``virtio-blk-pci`` (``1af4:1042``).
     ``deviations`` names what that QEMU does not model or gets wrong, by rule, with the reason: such a rule must fail there, and
     is an error once it passes.  ``absent`` names rules that cannot be tried there at all, with the reason; ``unseen`` mistakes
-    in using hardware (``Mistake.name``) that do no harm there, with the reason.
+    in using hardware (``Mistake.name``) that do no harm there, with the reason.  ``lowest`` is the first physical address (bytes)
+    that page tables can name there.
     """
 
     binary: str
@@ -154,6 +155,7 @@ class Emulation:
     deviations: Mapping[str, str] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     unseen: Mapping[str, str] = field(default_factory=dict)
+    lowest: int = 0
 
 
 @dataclass(frozen=True, slots=True)

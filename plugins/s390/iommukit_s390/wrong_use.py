@@ -309,7 +309,7 @@ MISTAKES = (
     _mistake("refresh-before-unmap", "TLB-01", "RPCIT comes before the entries are invalidated", RefreshBeforeUnmap),
     _mistake("no-flush", "TLB-09", "flush_iotlb_all refreshes nothing", NoFlush),
     _mistake("stale-anchor", "ATTACH-06", "attaching registers the anchor of the function's first domain", StaleAnchor),
-    _mistake("short-range", "PT-13", "the registered range ends a page too early", ShortRange),
+    _mistake("short-range", "ATTACH-16", "the registered range ends a page too early", ShortRange),
     _mistake("never-blocked", "ATTACH-01", "blocking a function leaves its tables registered", NeverBlocked),
     _mistake("always-protected", "PT-12", "the protection bit is set in writable pages too", AlwaysProtected),
     _mistake("never-protected", "PT-10", "the protection bit is not set in read-only pages", NeverProtected),
