@@ -14,7 +14,7 @@ from tests.report.toy_vendor import MACHINE, SCENARIOS, toy_document
 
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "no-such-command": (("matirx",), "no command 'matirx'; did you mean matrix? (see iommukit --help)"),
-    "empty-command": (("",), "no command ''; there are matrix, run, boot, diff, walk, plugins, schema"),
+    "empty-command": (("",), "no command ''; there are matrix, run, boot, diff, walk, oracle, plugins, schema"),
     "no-such-option": (("matrix", "--frob"), "(see iommukit matrix --help)"),
     "missing-option": (("diff", "--from", "6.1"), "Missing option '--to'"),
     "missing-argument": (("run",), "Missing argument"),

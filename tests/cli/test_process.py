@@ -48,9 +48,9 @@ def on_terminal(*args: str, **environment: str) -> str:
     return written.decode()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*(name for name in COMMANDS if name != "oracle"), "oracle hardware"])
 def test_every_command_explains_itself_with_an_example(name: str) -> None:
-    result = CliRunner().invoke(cli, [name, "--help"])
+    result = CliRunner().invoke(cli, [*name.split(), "--help"])
     assert result.exit_code == 0
     examples = result.stdout.partition("Examples:\n")[2].splitlines()
     assert examples

@@ -31,8 +31,8 @@ class Host:
     """One architecture.
 
     ``package`` is Debian's; ``firmware`` makes the firmware, which ``option`` loads; ``timing`` makes virtual time jump to the next
-    timer while the processor halts, so that no DMA is waited for; ``shift`` is the distance from a physical address to the I/O
-    virtual address at which a device's windows lie: none where that keeps them in place under pass-through.
+    timer while the processor halts, so that no DMA is waited for; ``windows`` is the first I/O virtual address for devices' windows:
+    where there is none they lie at their physical addresses, and stay in place under pass-through.
     """
 
     package: str
@@ -40,7 +40,7 @@ class Host:
     option: str = "-bios"
     timing: Sequence[str] = ("-icount", "shift=0,sleep=off")
     pci: PciHost | None = None
-    shift: int = 0
+    windows: int | None = None
 
 
 HOSTS: Mapping[str, Host] = {
@@ -56,6 +56,6 @@ HOSTS: Mapping[str, Host] = {
         lambda: struct.pack("<II", 0x1050_0073, 0xFFDF_F06F),
         pci=PciHost(lambda qtest: Ecam(qtest, 0x3000_0000), 0x4000_0000),
     ),
-    "s390x": Host("qemu-system-misc", image, option="-kernel", timing=(), shift=1 << 32),
+    "s390x": Host("qemu-system-misc", image, option="-kernel", timing=(), windows=0x1_0100_0000),
 }
-"""By the suffix of ``qemu-system-…``."""
+"""By the suffix of ``qemu-system-…``.  On s390 addresses begin at 4 GiB and are handed out from the top down."""

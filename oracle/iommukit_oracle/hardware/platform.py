@@ -122,7 +122,8 @@ class QemuPlatform:
 
     def _window(self, size: int) -> Window:
         at, self._free = self._free, self._free + size
-        return Window(at + self._host.shift, at, size)
+        iova = at if self._host.windows is None else self._host.windows + at - self.bus.memory.pages.end
+        return Window(iova, at, size)
 
     def _pci_initiator(self, name: str) -> Initiator:
         assert self._host.pci is not None
