@@ -216,6 +216,26 @@ def test_directories_of_many_are_cached_as_well(hand):
     assert (hand.model.translate_many(SID, iovas, write=False) == UNMAPPED).all()
 
 
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_very_large_batch_goes_by_cached_directories_too(hand, stale):
+    """40000 addresses of two directories, of which one may be cached and changed."""
+    for page in range(0x200):
+        tables(hand, hand.root, 3, page << 12, A + (page << 12) | RW | PR)
+        tables(hand, hand.root, 3, 0x200000 + (page << 12), B + (page << 12) | RW | PR)
+    directory = hand.memory.word(hand.root) & 0xF_FFFF_FFFF_F000
+    if stale:
+        assert hand.read(0x1FF000) == A + 0x1FF000
+        hand.memory.set_word(directory, hand.memory.word(directory + 8))
+        hand.command(INV_PAGES | DOMAIN << 32, ALL | S)
+    iovas = np.random.default_rng(1).integers(0, 0x400000, 40000, dtype=np.uint64)
+    found = hand.model.translate_many(SID, iovas, write=True)
+    assert (found == np.where(iovas < 0x200000, iovas + np.uint64(A), iovas - np.uint64(0x200000) + np.uint64(B))).all()
+    if stale:
+        hand.command(INV_PAGES | DOMAIN << 32, ALL | S | PDE)
+        found = hand.model.translate_many(SID, iovas, write=True)
+        assert (found == (iovas & np.uint64(0x1FFFFF)) + np.uint64(B)).all()
+
+
 @pytest.mark.parametrize("np_cache", [False, True])
 @pytest.mark.parametrize("many", [False, True])
 def test_absent_entries_are_cached_under_np_cache(np_cache, many):

@@ -1,6 +1,7 @@
 """The mistakes: the suite rejects each by the rule that it names, and the driver without it keeps that rule."""
 
 import pytest
+
 from iommukit.kernel.profiles import get_kernel
 from iommukit_amd_vi.wrong_use import MISTAKES
 from iommukit_conformance.suite import failures, run_vendor

@@ -75,10 +75,9 @@ def enter(domain: AmdDomain, device: Device) -> None:
     root = _root_for(domain, unit)
     member = Member(unit, requester_ids(device), root)
     _write(member, entry_bits(domain, root))
-    old = device.attached
-    if isinstance(old, AmdDomain):
-        _leave(old, device)
+    _leave(unit, device)
     domain.members[device] = member
+    unit.driver.homes[device] = domain
     device.attached = domain
 
 
@@ -107,11 +106,12 @@ def _write(member: Member, bits: int, *, ids: tuple[int, ...] | None = None) -> 
     hardware.queue.send([invalidate_entry(id) for id in chosen])
 
 
-def _leave(domain: AmdDomain, device: Device) -> None:
-    """Forget that a device was in a domain: its entry names another by now (``detach_device``)."""
-    member = domain.members.pop(device, None)
-    if member is None:
+def _leave(unit: AmdUnit, device: Device) -> None:
+    """Forget the domain that a device was in: its entry names another by now, or none (``detach_device``)."""
+    domain = unit.driver.homes.pop(device, None)
+    if domain is None:
         return
+    member = domain.members.pop(device)
     hardware = member.unit.hardware
     assert hardware is not None
     id = member.root.id if member.root is not None else domain.id
@@ -131,18 +131,16 @@ def _by_guest(domain: AmdDomain) -> bool:
 
 def block(device: Device) -> None:
     """Empty a device's entries (``release_domain``), but for ids that others of its domain go on using."""
-    domain = device.attached
     assert device.unit is not None
     unit: AmdUnit = device.unit.state
     if unit.hardware is None or device.vendor_state is None:
         return
-    others: set[int] = set()
-    if isinstance(domain, AmdDomain):
-        others = {id for other, member in domain.members.items() if other is not device for id in member.ids}
+    domain = unit.driver.homes.get(device)
+    members = domain.members.items() if domain is not None else ()
+    others = {id for other, member in members if other is not device for id in member.ids}
     member = Member(unit, tuple(id for id in requester_ids(device) if id not in others))
     _write(member, DTE_V.mask if unit.driver.era >= Era.V7_2 else DTE_V.mask | DTE_TV.mask)
-    if isinstance(domain, AmdDomain):
-        _leave(domain, device)
+    _leave(unit, device)
 
 
 def retarget(domain: AmdDomain) -> None:

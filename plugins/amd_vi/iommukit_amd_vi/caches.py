@@ -24,7 +24,12 @@ PRESENT = 4
 """In a TLB entry's permissions, besides ``READ`` and ``WRITE``: there is a page.  Without it the entry says that there is none."""
 
 TRANSLATIONS = 4096
-DIRECTORIES = 512
+DIRECTORIES = 256
+
+Directory = tuple[int, int, int]
+"""A table: its level, its address, and the permissions on the way to it."""
+_Tables = dict[int, tuple[int, int]]
+"""Tables of one level, and permissions, by the address bits above those that they translate."""
 
 
 @dataclass(slots=True)
@@ -33,7 +38,6 @@ class Caches:
 
     entries: dict[int, DeviceEntry] = field(default_factory=dict)
     translations: Tlb = field(default_factory=lambda: Tlb(TRANSLATIONS))
-    directories: Tlb = field(default_factory=lambda: Tlb(DIRECTORIES))
     suppressed: set[int] = field(default_factory=set)
     """Device ids whose page faults are no longer logged (SE of their entry)."""
     _views: dict[Tag, DirectoryCache] = field(default_factory=dict)
@@ -44,7 +48,7 @@ class Caches:
         """The cached directories of one tag."""
         view = self._views.get(tag)
         if view is None:
-            view = self._views[tag] = DirectoryCache(self.directories, tag)
+            view = self._views[tag] = DirectoryCache()
             if tag[1] is not None:
                 self._guests.setdefault(tag[0], []).append(tag)
         return view
@@ -74,55 +78,85 @@ class Caches:
         self.entries.clear()
         self.suppressed.clear()
         self.translations.clear()
-        self.directories.clear()
         self._views.clear()
         self._guests.clear()
 
 
 class DirectoryCache:
-    """Directory entries of one tag: the tables of each level, by the addresses that they translate."""
+    """Directory entries of one tag: the tables of each level, by the addresses that they translate.
 
-    def __init__(self, cache: Tlb, tag: Tag) -> None:
-        self._cache = cache
-        self._tags: dict[int, tuple[int, int | None, int]] = {level: (*tag, level) for level in range(1, 6)}
-        self._levels: list[int] = []
-        """Levels of which tables may be kept, from the leaves up."""
+    A level keeps ``DIRECTORIES``; the one that was kept longest ago makes room.
+    """
 
-    def deepest(self, iova: int) -> tuple[int, int, int] | None:
-        """The lowest table that is kept for an address: level, address, permissions on the way to it."""
-        for level in self._levels:
-            found = self._cache.lookup(self._tags[level], iova)
+    def __init__(self) -> None:
+        self._levels: list[tuple[int, int, _Tables]] = []
+        """Levels of which tables were kept, from the leaves up: level, shift of the addresses, tables."""
+
+    def deepest(self, iova: int) -> Directory | None:
+        """The lowest table that is kept for an address."""
+        for level, shift, tables in self._levels:
+            found = tables.get(iova >> shift)
             if found is not None:
-                return level, found[0] - (iova & (1 << level_shift(level + 1)) - 1), found[1]
+                return level, *found
         return None
 
     def keep(self, level: int, iova: int, table: int, allow: int) -> None:
-        """Keep the table of ``level`` that an address is translated by."""
-        self._remember(level)
-        shift = level_shift(level + 1)
-        self._cache.insert(self._tags[level], iova >> shift << shift, shift, table, allow)
+        """Keep the table of ``level`` that an address is translated by, and the permissions on the way to it."""
+        shift, tables = self._tables(level)
+        self._put(tables, iova >> shift, table, allow)
 
-    def _remember(self, level: int) -> None:
-        if level not in self._levels:
-            self._levels = sorted([*self._levels, level])
+    def _tables(self, level: int) -> tuple[int, _Tables]:
+        for known, shift, tables in self._levels:
+            if known == level:
+                return shift, tables
+        made: tuple[int, _Tables] = level_shift(level + 1), {}
+        self._levels = sorted([*self._levels, (level, *made)], key=lambda kept: kept[0])
+        return made
+
+    @staticmethod
+    def _put(tables: _Tables, place: int, table: int, allow: int) -> None:
+        if place in tables:
+            del tables[place]
+        elif len(tables) == DIRECTORIES:
+            del tables[next(iter(tables))]
+        tables[place] = table, allow
+
+    def keep_many(self, level: int, iovas: Addresses, tables: Addresses, allow: NDArray[np.uint8]) -> None:
+        """Keep the tables of many addresses: those of the last of them."""
+        shift, kept = self._tables(level)
+        places = iovas[-DIRECTORIES:] >> np.uint64(shift)
+        changes = np.flatnonzero(places[1:] != places[:-1]).tolist()
+        for at in [*changes, len(places) - 1]:
+            at -= len(places)
+            self._put(kept, int(places[at]), int(tables[at]), int(allow[at]))
+
+    def everything(self) -> Iterator[tuple[int, Directory]]:
+        """All that is kept, each with an address that it translates."""
+        for level, shift, tables in self._levels:
+            for place, (table, allow) in tables.items():
+                yield place << shift, (level, table, allow)
 
     def deepest_many(self, iovas: Addresses) -> Iterator[tuple[int, NDArray[np.bool_], Addresses, NDArray[np.uint8]]]:
         """For each level, from the leaves up: the level, which addresses have a table kept there, the tables, permissions."""
-        for level in self._levels:
-            hits, found, allow = self._cache.lookup_many(self._tags[level], iovas)
-            if hits.any():
-                yield level, hits, found - (iovas & np.uint64((1 << level_shift(level + 1)) - 1)), allow
-
-    def keep_many(self, level: int, iovas: Addresses, tables: Addresses, allow: NDArray[np.uint8]) -> None:
-        """Keep tables of many addresses: the last ``DIRECTORIES`` of them."""
-        self._remember(level)
-        shift = np.uint64(level_shift(level + 1))
-        tail = slice(-DIRECTORIES, None)
-        self._cache.insert_many(self._tags[level], int(shift), iovas[tail] >> shift << shift, tables[tail], allow[tail])
+        for level, shift, kept in self._levels:
+            if not kept:
+                continue
+            places = np.array(sorted(kept), np.uint64)
+            wanted = iovas >> np.uint64(shift)
+            at = np.searchsorted(places, wanted)
+            at[at == len(places)] = 0
+            found = [kept[place] for place in places.tolist()]
+            tables = np.array([table for table, _ in found], np.uint64)
+            allow = np.array([allowed for _, allowed in found], np.uint8)
+            yield level, places[at] == wanted, tables[at], allow[at]
 
     def forget(self, first: int, last: int) -> None:
         """Forget what lies on the way to the bytes ``first``..``last``."""
-        for level in self._levels:
-            self._cache.invalidate(self._tags[level], first, last)
-        if first == 0 and last == LAST:
-            self._levels = []
+        for _, shift, tables in self._levels:
+            low, high = first >> shift, last >> shift
+            if high - low < len(tables):
+                for place in range(low, high + 1):
+                    tables.pop(place, None)
+            else:
+                for place in [place for place in tables if low <= place <= high]:
+                    del tables[place]

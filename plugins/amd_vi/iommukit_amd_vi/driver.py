@@ -434,10 +434,10 @@ def attach_dev(domain: Domain, device: Device) -> None:
 
 @hookimpl
 def set_dev_blocked(device: Device) -> bool:
-    """Clear the device table entry of a leaving device (``release_domain``, since 6.12)."""
-    if _era(device) < Era.V6_12:
-        return False
+    """Clear the device table entry of a leaving device (``release_domain``, since 6.12; before that ``detach_dev``)."""
     if _unit(device).hardware is not None:
         block(device)
+    elif _era(device) < Era.V6_12:
+        return False
     device.attached = None
     return True

@@ -63,6 +63,8 @@ class AmdVi:
     """By PCI segment, where the driver runs on hardware."""
     ids: set[int] = field(default_factory=set)
     """Domain ids in use."""
+    homes: dict[Device, AmdDomain] = field(default_factory=dict)
+    """The domain that each device's entry in the device table names."""
 
     def take_id(self) -> int:
         """The lowest domain id that is free (``domain_id_alloc``).  Raises ``IommuError("ENOSPC")``."""

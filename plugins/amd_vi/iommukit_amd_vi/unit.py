@@ -396,8 +396,9 @@ class AmdModel:
         root = self._guest_root(entry, tag[1])
         if not isinstance(root, Refusal):
             return walk_guest_many(self.memory, root, iovas, directory, write=write)
-        nothing = np.zeros(len(iovas), np.uint8)
-        return Found(np.zeros(len(iovas), np.uint64), nothing, nothing.copy(), [(root, np.arange(len(iovas)))])
+        nothing = Found.nothing(len(iovas))
+        nothing.refused.append((root, np.arange(len(iovas))))
+        return nothing
 
     def _remember(self, tag: Tag, iovas: Addresses, found: Found) -> None:
         """Keep what a walk has found; in the order of sizes, as the TLB has no other among requests in flight together."""

@@ -58,6 +58,9 @@ RESERVED_BIT = Refusal(Event.IO_PAGE_FAULT, EVENT_PR.mask | EVENT_RZ.mask)
 ILLEGAL_LEVEL = Refusal(Event.IO_PAGE_FAULT, EVENT_PR.mask)
 UNREADABLE = Refusal(Event.PAGE_TAB_HARDWARE_ERROR, 0)
 
+_GUEST_PRESENT = GUEST_P.mask | GUEST_US.mask
+_GUEST_TABLE = _GUEST_PRESENT | GUEST_PS.mask
+
 HOST_LEVELS = 6
 GUEST_LEVELS = 4
 
@@ -102,6 +105,42 @@ def walk_host(memory: PhysicalMemory, root: int, mode: int, iova: int, cache: Di
         table = entry & PTE_ADDRESS.mask
         cache.keep(below, iova, table, allow)
         level = below
+
+
+def host_directories_hold(memory: PhysicalMemory, root: int, mode: int, cache: DirectoryCache) -> bool:
+    """Whether the cached directories are what a walk of the tables, as they are, would find."""
+    return all(_host_directory(memory, root, mode, iova, kept[0]) == kept for iova, kept in cache.everything())
+
+
+def _host_directory(memory: PhysicalMemory, root: int, mode: int, iova: int, wanted: int) -> tuple[int, int, int] | None:
+    """The table of level ``wanted`` on an address's way, without any cache."""
+    level, table, allow = mode, root, READ | WRITE
+    while level > wanted:
+        address = table + (iova >> 3 + 9 * level & 511) * 8
+        entry = memory.word(address) if memory.holds(address, 8) else 0
+        below = entry >> 9 & 7
+        if not entry & PTE_PR.mask or entry & PTE_RESERVED.mask or not 0 < below < level:
+            return None
+        level, table, allow = below, entry & PTE_ADDRESS.mask, allow & entry >> 61 & 3
+    return (level, table, allow) if level == wanted else None
+
+
+def guest_directories_hold(memory: PhysicalMemory, root: int, cache: DirectoryCache) -> bool:
+    """The same for guest tables."""
+    return all(_guest_directory(memory, root, iova, kept[0]) == kept for iova, kept in cache.everything())
+
+
+def _guest_directory(memory: PhysicalMemory, root: int, iova: int, wanted: int) -> tuple[int, int, int] | None:
+    table, allow = root, READ | WRITE
+    for level in range(GUEST_LEVELS, wanted, -1):
+        address = table + (iova >> 3 + 9 * level & 511) * 8
+        entry = memory.word(address) if memory.holds(address, 8) else 0
+        if entry & _GUEST_TABLE != _GUEST_PRESENT:
+            return None
+        table = entry & PTE_ADDRESS.mask
+        if not entry & GUEST_RW.mask:
+            allow &= ~WRITE
+    return wanted, table, allow
 
 
 def guest_root(memory: PhysicalMemory, table: int, levels: int, pasid: int) -> int | Refusal:

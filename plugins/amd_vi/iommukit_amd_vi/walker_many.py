@@ -32,6 +32,8 @@ from iommukit_amd_vi.walker import (
     RESERVED_BIT,
     UNREADABLE,
     Refusal,
+    guest_directories_hold,
+    host_directories_hold,
     level_shift,
 )
 
@@ -41,6 +43,10 @@ if TYPE_CHECKING:
 
 Indices = NDArray[np.intp]
 Permissions = NDArray[np.uint8]
+
+LARGE = 1 << 14
+"""From so many addresses on it is cheaper to look whether the cached directories still hold than to look for each address's."""
+PART = 1 << 15
 
 _ADDRESS = np.uint64(PTE_ADDRESS.mask)
 _ONE = np.uint64(1)
@@ -58,6 +64,11 @@ class Found:
     shift: NDArray[np.uint8]
     allow: Permissions
     refused: list[tuple[Refusal, Indices]]
+
+    @classmethod
+    def nothing(cls, count: int) -> Found:
+        """For ``count`` addresses of which nothing is known yet."""
+        return cls(np.zeros(count, np.uint64), np.zeros(count, np.uint8), np.zeros(count, np.uint8), [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +90,14 @@ class _Walk:
     def __init__(self, memory: PhysicalMemory, iovas: Addresses, cache: DirectoryCache) -> None:
         self.memory = memory
         self.cache = cache
-        self.found = Found(np.zeros(len(iovas), np.uint64), np.zeros(len(iovas), np.uint8), np.zeros(len(iovas), np.uint8), [])
+        self.found = Found.nothing(len(iovas))
         self.groups: dict[int, list[_Group]] = {}
 
-    def begin(self, iovas: Addresses, level: int, root: int) -> None:
-        """Put all addresses where the walk begins: the deepest table that is cached, else the root."""
+    def begin(self, iovas: Addresses, level: int, root: int, *, fresh: bool) -> None:
+        """Put all addresses where the walk begins: the deepest table that is cached, else the root.
+
+        ``fresh``: all that is cached is what a walk from the root would find, and need not be looked up.
+        """
         left = np.arange(len(iovas))
         beyond = level_shift(level + 1)
         if beyond < 64:
@@ -92,7 +106,8 @@ class _Walk:
                 self.refuse(NOT_PRESENT, left[outside])
                 left = left[~outside]
         rest = iovas if len(left) == len(iovas) else iovas[left]
-        for at, hits, tables, allow in self.cache.deepest_many(iovas):
+        known = () if fresh else self.cache.deepest_many(iovas)
+        for at, hits, tables, allow in known:
             chosen = hits[left]
             if chosen.any():
                 picked = left[chosen]
@@ -161,11 +176,27 @@ class _Walk:
         return self.found
 
 
+def _in_parts(iovas: Addresses, fresh: bool, walk: Callable[[Addresses, bool], Found]) -> Found:
+    """Walk for a part of the addresses after another, so that what is computed stays in the processor's cache."""
+    if len(iovas) <= PART:
+        return walk(iovas, fresh)
+    whole = Found.nothing(len(iovas))
+    for at in range(0, len(iovas), PART):
+        part, here = walk(iovas[at : at + PART], fresh), slice(at, at + PART)
+        whole.physical[here], whole.shift[here], whole.allow[here] = part.physical, part.shift, part.allow
+        whole.refused += [(why, which + at) for why, which in part.refused]
+    return whole
+
+
 def walk_host_many(memory: PhysicalMemory, root: int, mode: int, iovas: Addresses, cache: DirectoryCache) -> Found:
     """``walk_host`` for many addresses."""
-    walk = _Walk(memory, iovas, cache)
-    walk.begin(iovas, mode, root)
-    return walk.run(mode, _host_step)
+
+    def part(iovas: Addresses, fresh: bool) -> Found:
+        walk = _Walk(memory, iovas, cache)
+        walk.begin(iovas, mode, root, fresh=fresh)
+        return walk.run(mode, _host_step)
+
+    return _in_parts(iovas, len(iovas) >= LARGE and host_directories_hold(memory, root, mode, cache), part)
 
 
 def _host_step(walk: _Walk, level: int, group: _Group) -> None:
@@ -220,13 +251,16 @@ def _reach_sized(walk: _Walk, level: int, group: _Group, entries: Addresses) -> 
 
 def walk_guest_many(memory: PhysicalMemory, root: int, iovas: Addresses, cache: DirectoryCache, *, write: bool) -> Found:
     """``walk_guest`` for many addresses."""
-    walk = _Walk(memory, iovas, cache)
-    walk.begin(iovas, GUEST_LEVELS, root)
 
     def step(walk: _Walk, level: int, group: _Group) -> None:
         _guest_step(walk, level, group, write)
 
-    return walk.run(GUEST_LEVELS, step)
+    def part(iovas: Addresses, fresh: bool) -> Found:
+        walk = _Walk(memory, iovas, cache)
+        walk.begin(iovas, GUEST_LEVELS, root, fresh=fresh)
+        return walk.run(GUEST_LEVELS, step)
+
+    return _in_parts(iovas, len(iovas) >= LARGE and guest_directories_hold(memory, root, cache), part)
 
 
 def _guest_step(walk: _Walk, level: int, group: _Group, write: bool) -> None:
