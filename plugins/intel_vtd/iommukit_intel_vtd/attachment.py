@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from iommukit.errors import IommuError
-from iommukit_intel_vtd.capabilities import CM, SMPWC
+from iommukit_intel_vtd.capabilities import SMPWC
 from iommukit_intel_vtd.invalidation import (
     Request,
     context_device,
@@ -154,7 +154,7 @@ class Attachments(ABC):
         """Tell the unit of a written entry: what it may still know of the old one, or (caching mode) that there was none."""
         if replaced:
             self._running.invalidation.submit(*replaced)
-        elif self._running.words.has(CM):
+        elif self._running.caching_mode:
             self._running.invalidation.submit(context_device(0, requester), *fresh)
         else:
             self._running.flush_write_buffer()
@@ -278,7 +278,7 @@ class ScalableEntries(Attachments):
             self._store(tables.table, low, second)
             if old_low & PRESENT:
                 self._running.invalidation.submit(*self._forget_old(old_low, old_second), *self._forget_old(low, second))
-            elif self._running.words.has(CM):
+            elif self._running.caching_mode:
                 self._running.invalidation.submit(*self._forget_old(low, second))
             else:
                 self._running.flush_write_buffer()

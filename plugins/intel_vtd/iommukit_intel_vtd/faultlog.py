@@ -32,7 +32,7 @@ class FaultLog:
     def __init__(self, count: int) -> None:
         self._records = [_Record() for _ in range(count)]
         self._next = 0
-        self._status = Fsts(0)
+        self._status = 0
         self._first = 0
         self.control = FECTL_IM
         """FECTL as read; masked after a reset."""
@@ -72,7 +72,7 @@ class FaultLog:
         """The invalidation queue has met a descriptor that it cannot do."""
         self._raise(Fsts.IQE)
 
-    def _raise(self, status: Fsts) -> None:
+    def _raise(self, status: int) -> None:
         self._status |= status & FSTS_CLEARED_BY_ONE
         if self.control & FECTL_IM:
             self.control |= FECTL_IP

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from iommukit.errors import IommuError
-from iommukit_intel_vtd.capabilities import IRO, MAMV, PSI, Capabilities
+from iommukit_intel_vtd.capabilities import IRO, Capabilities
 from iommukit_intel_vtd.layout import (
     CCMD_CIRG,
     CCMD_ICC,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 QUEUE_LENGTH = 256
 """Request in the ring (``QI_LENGTH``)."""
 
+_WAIT = Descriptor.WAIT | WAIT_SW
+
 Request = tuple[int, int]
 """The lower two words of a descriptor; the upper two of a wide one are zero."""
 
@@ -58,10 +60,12 @@ def iotlb_domain(domain: int) -> Request:
     return Descriptor.IOTLB | Granularity.DOMAIN << 4 | IOTLB_DR | IOTLB_DW | domain << 16, 0
 
 
+_IOTLB_PAGES = Descriptor.IOTLB | Granularity.SELECTIVE << 4 | IOTLB_DR | IOTLB_DW
+
+
 def iotlb_pages(domain: int, address: int, mask: int, leaves_only: bool) -> Request:
     """Forget ``1 << mask`` pages of a domain; ``leaves_only``: no table has gone (IH)."""
-    low = Descriptor.IOTLB | Granularity.SELECTIVE << 4 | IOTLB_DR | IOTLB_DW | domain << 16
-    return low, address | (IH if leaves_only else 0) | mask
+    return _IOTLB_PAGES | domain << 16, address | (IH if leaves_only else 0) | mask
 
 
 def pasid_iotlb(domain: int, pasid: int) -> Request:
@@ -90,20 +94,20 @@ def range_mask(first: int, last: int) -> int:
     return (first >> PAGE_BITS ^ last >> PAGE_BITS).bit_length()
 
 
-def domain_pages(words: Capabilities, number: int, first: int, last: int, leaves_only: bool) -> Request:
-    """Forget a range of a domain's second-stage translations, or all of them where the range is too large for a mask."""
+def domain_pages(largest: int, number: int, first: int, last: int, leaves_only: bool) -> Request:
+    """Forget a range of a domain's second-stage translations, or all of them where it needs more than the ``largest`` mask."""
     mask = range_mask(first, last)
-    if not words.has(PSI) or mask > words.get(MAMV):
+    if mask > largest:
         return iotlb_domain(number)
-    return iotlb_pages(number, first & -PAGE & -(PAGE << mask), mask, leaves_only)
+    return iotlb_pages(number, first & -PAGE << mask, mask, leaves_only)
 
 
-def domain_pasid_pages(words: Capabilities, number: int, pasid: int, first: int, last: int, leaves_only: bool) -> Request:
+def domain_pasid_pages(largest: int, number: int, pasid: int, first: int, last: int, leaves_only: bool) -> Request:
     """The same for first-stage translations."""
     mask = range_mask(first, last)
-    if not words.has(PSI) or mask > words.get(MAMV):
+    if mask > largest:
         return pasid_iotlb(number, pasid)
-    return pasid_iotlb_pages(number, pasid, first & -PAGE & -(PAGE << mask), mask, leaves_only)
+    return pasid_iotlb_pages(number, pasid, first & -PAGE << mask, mask, leaves_only)
 
 
 class Invalidation(Protocol):
@@ -139,7 +143,7 @@ class QueuedInvalidation:
         """Write descriptors and a wait behind them, and ring the doorbell."""
         memory = self._bus.memory
         self._sequence = self._sequence % 0xFFFF_FFFF + 1
-        wait = Descriptor.WAIT | WAIT_SW | self._sequence << 32, self._status
+        wait = _WAIT | self._sequence << 32, self._status
         first = self._tail
         for low, high in (*descriptors, wait):
             at = self._ring + self._tail

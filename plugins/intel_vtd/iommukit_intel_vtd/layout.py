@@ -48,7 +48,7 @@ class Reg(enum.IntEnum):
     IRTA = 0xB8
 
 
-class Gcmd(enum.IntFlag):
+class Gcmd:
     """Global commands, and at the same places of GSTS what has been done (11.4.4)."""
 
     TE = 1 << 31
@@ -64,7 +64,7 @@ ONE_SHOT = Gcmd.SRTP | Gcmd.SIRTP | Gcmd.WBF
 """Commands that are done once, rather than a state that is kept: they are written as 0 with the next command."""
 
 
-class Fsts(enum.IntFlag):
+class Fsts:
     """Fault status (11.4.7.1)."""
 
     PFO = 1 << 0

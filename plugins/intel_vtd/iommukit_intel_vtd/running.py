@@ -11,7 +11,23 @@ from iommukit.errors import IommuError
 from iommukit.hw.fault import Fault, FaultKind
 from iommukit.policy import Era
 from iommukit_intel_vtd.attachment import Attachments, LegacyEntries, ScalableEntries, Target
-from iommukit_intel_vtd.capabilities import FRO, ND, NFR, PHMR, PLMR, PT, QI, RWBF, SAGAW, Capabilities, common, large_pages
+from iommukit_intel_vtd.capabilities import (
+    CM,
+    FRO,
+    MAMV,
+    ND,
+    NFR,
+    PHMR,
+    PLMR,
+    PSI,
+    PT,
+    QI,
+    RWBF,
+    SAGAW,
+    Capabilities,
+    common,
+    large_pages,
+)
 from iommukit_intel_vtd.domains import PagingDomain
 from iommukit_intel_vtd.invalidation import (
     Invalidation,
@@ -121,6 +137,9 @@ class RunningUnit:
         self.unit, self.bus, self.words, self.era = unit, bus, unit.capabilities, era
         self.base = unit.drhd.address
         self.numbers = DomainNumbers(self.words)
+        self.largest_mask = self.words.get(MAMV) if self.words.has(PSI) else -1
+        """The largest address mask of a page-selective invalidation; -1 where there is none."""
+        self.caching_mode = self.words.has(CM)
         self._needs_write_flush = self.words.has(RWBF) or unit.platform.quirks.write_buffer_flush
         self._check()
         self._root = bus.memory.pages.alloc(PAGE)
@@ -153,13 +172,13 @@ class RunningUnit:
 
     # ---- commands ----------------------------------------------------------------------------------------------------
 
-    def command(self, bit: Gcmd) -> None:
+    def command(self, bit: int) -> None:
         """Give one global command, with all states as they are, and see that it is done.  Raises ``IommuError("EIO")``."""
         kept = self.bus.read(self.base + Reg.GSTS, 4) & ~ONE_SHOT
         self.bus.write(self.base + Reg.GCMD, 4, kept | bit)
         status = self.bus.read(self.base + Reg.GSTS, 4)
-        if bool(status & bit) == (bit is Gcmd.WBF):
-            raise IommuError("EIO", f"{self.unit.name}: the unit does not obey {bit.name}")
+        if bool(status & bit) == (bit == Gcmd.WBF):
+            raise IommuError("EIO", f"{self.unit.name}: the unit does not obey the global command {bit:#x}")
 
     def flush_write_buffer(self) -> None:
         """Push writes of table entries out to where the unit sees them, for chipsets that need it."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from iommukit.hw.radix import PageTable, Partial
-from iommukit_intel_vtd.capabilities import CM
 from iommukit_intel_vtd.invalidation import Request, domain_pages, domain_pasid_pages, iotlb_domain, pasid_iotlb
 from iommukit_intel_vtd.layout import PAGE
 from iommukit_intel_vtd.tables import table_format
@@ -122,9 +121,9 @@ class AddressSpace:
         """Have all units forget the bytes ``first``..``last``; ``leaves_only``: no table has gone."""
         for running, use in self.uses.items():
             if self.first_stage:
-                request = domain_pasid_pages(running.words, use.number, NO_PASID, first, last, leaves_only)
+                request = domain_pasid_pages(running.largest_mask, use.number, NO_PASID, first, last, leaves_only)
             else:
-                request = domain_pages(running.words, use.number, first, last, leaves_only)
+                request = domain_pages(running.largest_mask, use.number, first, last, leaves_only)
             running.invalidation.submit(request)
 
     def invalidate_all(self) -> None:
@@ -145,8 +144,8 @@ class AddressSpace:
     def sync_map(self, iova: int, size: int) -> None:
         """Make new entries known: units with caching mode may have kept that nothing was there."""
         for running, use in self.uses.items():
-            if running.words.has(CM) and not self.first_stage:
-                running.invalidation.submit(domain_pages(running.words, use.number, iova, iova + size - 1, True))
+            if running.caching_mode and not self.first_stage:
+                running.invalidation.submit(domain_pages(running.largest_mask, use.number, iova, iova + size - 1, True))
             else:
                 running.flush_write_buffer()
 

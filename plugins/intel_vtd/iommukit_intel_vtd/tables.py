@@ -11,6 +11,9 @@ from iommukit.hw.format import Entry, Format, Level
 DEEPEST = 5
 ADDRESS = 0x000F_FFFF_FFFF_F000
 LARGE = 1 << 7
+WRITE = int(Prot.WRITE)
+ALLOWED = int(Prot.READ | Prot.WRITE)
+"""The same bits in a protection and in an entry of the second stage."""
 LARGEST_LEVEL = 2
 """Pages are 4 KiB, 2 MiB or 1 GiB: those of levels 0 to 2."""
 
@@ -45,10 +48,10 @@ class SecondStage(_VtdFormat):
 
     def leaf(self, level: int, pgsize: int, prot: int) -> int:
         """Read and write as asked for."""
-        allowed = prot & (Prot.READ | Prot.WRITE)
+        allowed = prot & ALLOWED
         if not allowed:
             raise IommuError("EINVAL", "a mapping that allows nothing")
-        return int(allowed) | (LARGE if level else 0)
+        return allowed | (LARGE if level else 0)
 
     def table(self, level: int) -> int:
         """Tables allow all, their leaves decide."""
@@ -69,10 +72,10 @@ class FirstStage(_VtdFormat):
 
     def leaf(self, level: int, pgsize: int, prot: int) -> int:
         """Write as asked for; read always."""
-        if not prot & (Prot.READ | Prot.WRITE):
+        if not prot & ALLOWED:
             raise IommuError("EINVAL", "a mapping that allows nothing")
         bits = self.PRESENT | self.USER | self.ACCESSED | (LARGE if level else 0)
-        return bits | (self.WRITABLE | self.DIRTY if prot & Prot.WRITE else 0)
+        return bits | (self.WRITABLE | self.DIRTY if prot & WRITE else 0)
 
     def table(self, level: int) -> int:
         """Tables allow all, their leaves decide."""

@@ -21,8 +21,14 @@ LEVEL = 4
 """In a paging-structure cache's permissions, lowest bit of the level of the table that the entry names."""
 CHUNK = 1 << 14
 """So many walks are made side by side."""
+SPREAD = 16
+"""Addresses that lie in more regions than so many times their number are looked at one by one."""
 LEARN = 512
 """Of these, so many of the last are kept in the paging-structure caches."""
+
+REGION_BITS = 21
+REGION = 1 << REGION_BITS
+"""Bytes that one last-level table translates."""
 
 Small = NDArray[np.uint8]
 
@@ -120,9 +126,33 @@ class Translator:
                 answers.reasons[at], answers.absent[at] = stopped.reason, stopped.absent
 
     def _walk_chunk(self, route: Route, iovas: Addresses, write: bool, answers: Answers) -> None:
+        """Walk once to each last-level table, then read all leaves."""
+        regions, member = _regions(iovas)
+        upper = Answers.room(len(regions))
+        walks = self._descend(route, regions, write, upper)
+        tables = np.zeros(len(regions), dtype=np.uint64)
+        allowed = np.zeros(len(regions), dtype=np.uint8)
+        tables[walks.which], allowed[walks.which] = walks.tables, walks.allowed
+        if len(walks.which) == len(regions):
+            leaves = _Walks(np.arange(len(iovas)), iovas, tables[member], allowed[member])
+        else:
+            ended = np.ones(len(regions), dtype=np.bool_)
+            ended[walks.which] = False
+            at = np.flatnonzero(ended[member])
+            of = member[at]
+            answers.physical[at] = upper.physical[of] + (iovas[at] & np.uint64(REGION - 1))
+            answers.permissions[at], answers.shifts[at] = upper.permissions[of], upper.shifts[of]
+            answers.reasons[at], answers.absent[at] = upper.reasons[of], upper.absent[of]
+            on = np.flatnonzero(~ended[member])
+            leaves = _Walks(on, iovas[on], tables[member[on]], allowed[member[on]])
+        if len(leaves.which):
+            self._level(route, 1, write, leaves, answers)
+
+    def _descend(self, route: Route, iovas: Addresses, write: bool, answers: Answers) -> _Walks:
+        """Walk down to the last-level tables, or to where a walk ends before."""
         hits, found, kept = self.structures.lookup_many(route.tag, iovas)
         start = np.where(hits, kept >> LEVEL, np.uint8(route.levels))
-        walks: _Walks | None = None
+        walks = _Walks(np.empty(0, dtype=np.int64), iovas[:0], iovas[:0], kept[:0])
         for level in range(route.levels, 0, -1):
             joining = np.flatnonzero(start == level)
             if len(joining):
@@ -131,10 +161,9 @@ class Translator:
                 tables = np.where(known, found[joining] - offset, np.uint64(route.root))
                 allowed = np.where(known, kept[joining] & np.uint8(3), np.uint8(READ | WRITE))
                 walks = _Walks(joining, iovas[joining], tables, allowed).after(walks)
-            if walks is not None:
+            if level > 1 and len(walks.which):
                 self._level(route, level, write, walks, answers)
-                if not len(walks.which):
-                    walks = None
+        return walks
 
     def _level(self, route: Route, level: int, write: bool, walks: _Walks, answers: Answers) -> None:
         """Read one level's entries, answer for those that end there, and go on to the next tables with the others."""
@@ -201,9 +230,9 @@ class _Walks:
         self.entries = tables
         self.index = which
 
-    def after(self, others: _Walks | None) -> _Walks:
+    def after(self, others: _Walks) -> _Walks:
         """These, behind others at the same level."""
-        if others is None:
+        if not len(others.which):
             return self
         return _Walks(
             np.concatenate((others.which, self.which)),
@@ -232,3 +261,22 @@ class _Walks:
         if bad.any():
             answers.reasons[self.which[bad]], answers.absent[self.which[bad]] = reason, absent
             self.keep(~bad)
+
+
+def _regions(iovas: Addresses) -> tuple[Addresses, NDArray[np.int64]]:
+    """The regions that addresses lie in: their first addresses, and which of them each address lies in.
+
+    Addresses that are spread far apart each get a region of their own, which saves looking for equal ones.
+    """
+    numbers = iovas >> np.uint64(REGION_BITS)
+    lowest = numbers.min()
+    span = int(numbers.max() - lowest) + 1
+    if span > SPREAD * len(iovas):
+        return numbers * np.uint64(REGION), np.arange(len(iovas))
+    offsets = (numbers - lowest).view(np.int64)
+    there = np.zeros(span, dtype=np.bool_)
+    there[offsets] = True
+    distinct = np.flatnonzero(there)
+    place = np.empty(span, dtype=np.int64)
+    place[distinct] = np.arange(len(distinct))
+    return (distinct.view(np.uint64) + lowest) * np.uint64(REGION), place[offsets]

@@ -48,7 +48,8 @@ class VtdUnit:
         self.faults = FaultLog(words.get(NFR) + 1)
         self.remapper = Remapper(memory, words, min(address_bits, WIDEST_ADDRESS), self.faults)
         self.queue = InvalidationQueue(memory, self._actions(), self.faults.set_queue_error, lambda: self.faults.queue_error)
-        self._status = Gcmd(0)
+        self._status = 0
+        """GSTS."""
         self._records = words.get(FRO) * 16
         self._records_end = self._records + RECORD * (words.get(NFR) + 1)
         self._iva = words.get(IRO) * 16
@@ -70,7 +71,7 @@ class VtdUnit:
             Reg.CAP: lambda: words.cap,
             Reg.ECAP: lambda: words.ecap,
             Reg.GCMD: lambda: 0,
-            Reg.GSTS: lambda: int(self._status),
+            Reg.GSTS: lambda: self._status,
             Reg.FSTS: lambda: self.faults.status,
             Reg.FECTL: lambda: self.faults.control,
             Reg.PMEN: lambda: self._written.get(Reg.PMEN, 0) & EPM | self._protecting,
@@ -147,8 +148,8 @@ class VtdUnit:
             self.remapper.root = self._wide(Reg.RTADDR)
             if self._words.has(ESRTPS):
                 self.remapper.forget_everything()
-        done = self._status & (Gcmd.SRTP | Gcmd.SIRTP) | Gcmd(value) & (Gcmd.SRTP | Gcmd.SIRTP)
-        self._status = Gcmd(value) & kept | done
+        done = self._status & (Gcmd.SRTP | Gcmd.SIRTP) | value & (Gcmd.SRTP | Gcmd.SIRTP)
+        self._status = value & kept | done
         self.queue.enable(bool(self._status & Gcmd.QIE))
 
     def _clear_status(self, value: int) -> None:
