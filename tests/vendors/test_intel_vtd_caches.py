@@ -145,6 +145,14 @@ def test_absent_entries(caching_mode):
     assert rig.why(IO) is None
 
 
+def test_absent_entries_of_the_first_stage_are_never_kept():
+    rig = Rig(scalable=True, cm=True, **SCALABLE)
+    rig.pasid(1 | 1 << 6, DID | 1 << 23, TOP)
+    assert rig.why(IO) == rig.why(IO, many=True) == 0x71
+    rig.map(IO, OLD, FIRST, table_flags=FIRST)
+    assert rig.why(IO) is None
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_a_refused_write_is_nothing_absent(many):
     rig = Rig(cm=True)

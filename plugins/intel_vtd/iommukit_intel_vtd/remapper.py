@@ -145,6 +145,10 @@ class Remapper:
             self._tags.setdefault(route.domain, set()).add(route.tag)
         return route
 
+    def _keeps_absent(self, route: Route) -> bool:
+        """Whether absent and bad page-table entries are remembered: with caching mode those of the second stage (6.1)."""
+        return self._caching_mode and route.use is Use.SECOND
+
     def _outside(self, route: Route, iova: int) -> Reason | None:
         """Why an address cannot be translated at all: not canonical, or beyond the tables or the unit (3.6, 3.7)."""
         bits = PAGE_BITS + 9 * route.levels
@@ -189,7 +193,7 @@ class Remapper:
                     physical, allowed, shift = self._translator.walk(route, iova, write)
                 except Stopped as stopped:
                     reason = stopped.reason
-                    if self._caching_mode and stopped.absent:
+                    if self._keeps_absent(route) and stopped.absent:
                         self._iotlb.insert(route.tag, iova & -PAGE, PAGE_BITS, reason << PAGE_BITS, 0)
                 else:
                     if not FIRST_INTERRUPT <= physical <= LAST_INTERRUPT:
@@ -264,7 +268,7 @@ class Remapper:
                 route.tag, shift, wanted[some] & pages, answers.physical[some] & pages, answers.permissions[some]
             )
         absent = answers.absent != 0
-        if self._caching_mode and absent.any():
+        if self._keeps_absent(route) and absent.any():
             kept = answers.reasons[absent].astype(np.uint64) << np.uint64(PAGE_BITS)
             pages = wanted[absent] & np.uint64((1 << 64) - PAGE)
             self._iotlb.insert_many(route.tag, PAGE_BITS, pages, kept, np.zeros(len(kept), dtype=np.uint8))
