@@ -31,8 +31,8 @@ class Host:
     """One architecture.
 
     ``package`` is Debian's; ``firmware`` makes the firmware, which ``option`` loads; ``timing`` makes virtual time jump to the next
-    timer while the processor halts, so that no DMA is waited for; ``windows`` is the first I/O virtual address for devices' windows:
-    where there is none they lie at their physical addresses, and stay in place under pass-through.
+    timer while the processor halts, so that no DMA is waited for; ``windows`` is the first I/O virtual address for the devices'
+    windows: without it they lie at their physical addresses, and stay in place under pass-through.
     """
 
     package: str
