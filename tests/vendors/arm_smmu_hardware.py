@@ -184,3 +184,17 @@ class Recorded:
         """The opcodes since the last call."""
         found, self.commands = [first & 0xFF for first, _ in self.commands], []
         return found
+
+
+def parts(system, name="nic"):
+    device = system.devices[name]
+    return device, device.attached, system.platform.model(device)
+
+
+def reaches(system, iova, write=False, name="nic"):
+    device, _, model = parts(system, name)
+    return model.translate(ARM.ops.requester(device=device), iova, write=write)
+
+
+def running(system):
+    return system.units[0].state.running

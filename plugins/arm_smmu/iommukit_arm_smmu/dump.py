@@ -120,9 +120,7 @@ class Dump:
     def _pages(self, regimes: Iterable[Regime], iova: int | None) -> Iterator[Leaf]:
         chosen = [regime for regime in regimes if iova is None or regime.holds(iova)]
         if iova is not None and not chosen:
-            return iter(
-                (Leaf(iova, 0, 0, False, False, reason=f"{iova:#x} is in neither half of the addresses that are translated"),)
-            )
+            return iter((Leaf(iova, 0, 0, False, False, reason=f"{iova:#x} is outside what the tables translate"),))
         return itertools.chain.from_iterable(_tables(self._memory, regime, iova) for regime in chosen)
 
     def _step(self, name: str, address: int, explain: Callable[[list[int]], str]) -> Step:

@@ -171,11 +171,14 @@ def change_entry(
 
 
 def replace_entry(memory: PhysicalMemory, address: int, target: Words, sync: Callable[[], None]) -> None:
-    """Make an entry ``target`` where the old one has no tables: the first word last.
+    """Make an entry ``target``: one without tables at once, one with tables in the place of one without, its first word last.
 
     Before 6.9 (``arm_smmu_write_strtab_ent``, ``arm_smmu_write_ctx_desc``).
     """
-    _put(memory, address, target, range(1, 8))
-    sync()
-    _put(memory, address, target, [0])
+    if target in (abort_entry(), bypass_entry()):
+        _put(memory, address, target, range(8))
+    else:
+        _put(memory, address, target, range(1, 8))
+        sync()
+        _put(memory, address, target, [0])
     sync()

@@ -104,7 +104,7 @@ class SmmuUnit:
         self.commands = CommandQueue(memory, features, self.walker, self.configuration.caches)
         self.events = EventQueue(memory)
         self._after: dict[int, Callable[[], None]] = {
-            bits.CR0: self._controlled,
+            bits.CR0: self._go_on,
             bits.GERRORN: self._go_on,
             bits.STRTAB_BASE: self._strtab,
             bits.STRTAB_BASE + 4: self._strtab,
@@ -163,6 +163,8 @@ class SmmuUnit:
         register = REGISTERS.get(offset)
         if register is None or register.locked_by & self._registers.get(bits.CR0, 0):
             return
+        if offset == bits.GBPA and not value & bits.GBPA_UPDATE.mask:
+            return
         value &= register.writable
         if offset == bits.CMDQ_CONS:
             self.commands.cons = value
@@ -178,9 +180,6 @@ class SmmuUnit:
 
     def _wide(self, offset: int) -> int:
         return self._registers.get(offset, 0) | self._registers.get(offset + 4, 0) << 32
-
-    def _controlled(self) -> None:
-        self._go_on()
 
     def _strtab(self) -> None:
         self.configuration.strtab_base = self._wide(bits.STRTAB_BASE)
@@ -219,7 +218,8 @@ class SmmuUnit:
             for regime in way.regimes:
                 if regime.holds(iova):
                     return self.walker.translate(regime, way.second, iova, write)
-            raise Stopped(Event(bits.F_TRANSLATION, told=way.told))
+            stage = way.regimes[0].stage if way.regimes else 1
+            raise Stopped(Event(bits.F_TRANSLATION, stage=stage, ipa=iova if stage == 2 else 0, told=way.told))
         except Stopped as stopped:
             self._tell(stopped.event, requester, iova, write, pasid)
             return None

@@ -51,12 +51,12 @@ class Walker:
     def translate(self, regime: Regime, second: Regime | None, address: int, write: bool) -> int:
         """The physical address of an input address.  Raises ``Stopped``."""
         physical, rights = self._kept(regime, address) or self._walk(regime, second, address, bits.CLASS_INPUT)
-        return _permitted(physical, rights, regime, second, write, bits.CLASS_INPUT)
+        return _permitted(physical, rights, regime, second, address, write, bits.CLASS_INPUT)
 
     def fetch(self, ipa: int, second: Regime, cause: int = bits.CLASS_CD) -> int:
         """Where stage 2 puts something that the hardware itself reads.  Raises ``Stopped``."""
         physical, rights = self._kept(second, ipa) or self._walk(second, None, ipa, cause)
-        return _permitted(physical, rights, second, None, False, cause)
+        return _permitted(physical, rights, second, None, ipa, False, cause)
 
     def _kept(self, regime: Regime, address: int) -> tuple[int, int] | None:
         for name in _names(regime):
@@ -361,11 +361,13 @@ _RIGHTS = {stage: np.array([_rights(index & 3, index >> 2, stage) for index in r
 """By stage: rights, indexed by AP and, shifted by two, APTable."""
 
 
-def _permitted(physical: int, rights: int, regime: Regime, second: Regime | None, write: bool, cause: int) -> int:
+def _permitted(physical: int, rights: int, regime: Regime, second: Regime | None, address: int, write: bool, cause: int) -> int:
+    """The physical address, where the rights are enough.  Raises ``Stopped``: stage 1 first."""
     right = _right(write)
     if regime.stage == 1 and not rights & right:
-        raise Stopped(Event(bits.F_PERMISSION, stage=1, cause=cause, told=regime.told))
+        raise Stopped(Event(bits.F_PERMISSION, cause=cause, told=regime.told))
     beyond = regime if regime.stage == 2 else second
     if beyond is not None and not rights & right << SECOND:
-        raise Stopped(Event(bits.F_PERMISSION, stage=2, cause=cause, told=beyond.told))
+        ipa = address if regime.stage == 2 else 0  # what stage 1 and stage 2 made together does not remember it
+        raise Stopped(Event(bits.F_PERMISSION, stage=2, cause=cause, ipa=ipa, told=beyond.told))
     return physical
