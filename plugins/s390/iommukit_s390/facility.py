@@ -131,6 +131,8 @@ class Facility:
         function = self._select(handle, "refresh")
         if isinstance(function, Completion):
             return function
+        if size <= 0:
+            return DONE
         registration = function.registration
         last = min(address + size - 1, _LAST)
         if registration is None:
@@ -139,8 +141,6 @@ class Facility:
         if last < registration.base or address > registration.limit:
             function.error(EventCode.OUT_OF_RANGE, address)
             return _error(Status.IN_ERROR)
-        if size <= 0:
-            return DONE
         try:
             complete = registration.translation.refresh(address & PAGE_FRAME, min(last, registration.limit))
         except TableError as error:

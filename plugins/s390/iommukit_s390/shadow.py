@@ -75,8 +75,12 @@ class Shadow:
     def refresh(self, first: int, last: int) -> bool:
         """Read the tables for the bytes ``first``..``last``.  False where not all that is valid there found room.
 
-        Raises ``TableError``, with the shadow as it was from the wrong entry's segment on.
+        Where there is too little, it goes over the range once more: what the first pass has dropped makes room.  Raises
+        ``TableError``; what was read before the wrong entry may be shadowed then.
         """
+        return self._pass(first, last) or self._pass(first, last)
+
+    def _pass(self, first: int, last: int) -> bool:
         if last - first < FEW << PAGE_SHIFT:
             return self._refresh_few(first, last)
         anchor = self._anchor
@@ -122,6 +126,7 @@ class Shadow:
             words[0, :before] = kept[0, :before]
         if after < PAGES:
             words[-1, after:] = kept[-1, after:]
+        self.pages -= int(np.count_nonzero((words == 0) & (kept != 0)))
         new = (words != 0) & (kept == 0)
         gained = int(np.count_nonzero(new))
         complete = True
@@ -132,7 +137,7 @@ class Shadow:
             gained = room
             complete = False
         self._words[rows] = words
-        self.pages += gained - int(np.count_nonzero((words == 0) & (kept != 0)))
+        self.pages += gained
         return complete
 
     def _forget(self, first: int, last: int, keep: Words) -> None:

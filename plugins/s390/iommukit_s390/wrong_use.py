@@ -313,5 +313,5 @@ MISTAKES = (
     _mistake("never-blocked", "ATTACH-01", "blocking a function leaves its tables registered", NeverBlocked),
     _mistake("always-protected", "PT-12", "the protection bit is set in writable pages too", AlwaysProtected),
     _mistake("never-protected", "PT-10", "the protection bit is not set in read-only pages", NeverProtected),
-    _mistake("zeroed-tables", "PT-18", "page tables are zeroed, not filled with invalid entries", ZeroedTables),
+    _mistake("zeroed-tables", "TLB-20", "entries are cleared, not made invalid: they map the first frame", ZeroedTables),
 )
