@@ -211,7 +211,7 @@ def test_a_number_is_used_again_without_its_translations():
 
 def test_numbers_run_out():
     system = boot("7.2", NIC)
-    running(system).asid_limit = 4
+    running(system).contexts.limits[1] = 4
     device = system.devices["nic"]
     pages = system.platform.bus.memory.pages
     domains = [system.alloc(device, DomainType.UNMANAGED) for _ in range(2)]

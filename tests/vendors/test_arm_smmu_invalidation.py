@@ -66,7 +66,7 @@ def test_a_range_is_covered_and_hardly_more(granule, first, count, leaf, known, 
 def test_without_ranges_each_page_has_a_command():
     recorded = Recorded()
     system = boot("7.2", NIC, platform=recorded.platform)
-    running(system).ranges = False
+    running(system).contexts.ranges = False
     _, domain, _ = parts(system)
     iommu_map(domain, 0x5000, 0x10_0000, 0x4000, RW)
     recorded.opcodes()

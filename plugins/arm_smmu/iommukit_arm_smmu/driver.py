@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from iommukit.device import Device, Unit
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import IommuError
 from iommukit.group import Group
-from iommukit.hookspecs import Emulation, ExampleDevice, Gather, Mistake, VendorDeclaration, hookimpl
+from iommukit.hookspecs import ExampleDevice, VendorDeclaration, hookimpl
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.cmdline import KernelOption
 from iommukit.kernel.grouping import generic_device_group, pci_device_group
@@ -24,14 +24,6 @@ from iommukit_arm_smmu.iort import IortDescription
 from iommukit_arm_smmu.options import Hardware, read_hardware
 from iommukit_arm_smmu.smmu import Smmu, SmmuDomain, smmu_of, start_units
 from iommukit_arm_smmu.streams import HISILICON_PTT, StreamMap, is_qcom_client, requester_ids
-
-if TYPE_CHECKING:
-    from iommukit.hw.bus import ModelBus
-    from iommukit.hw.fault import Fault
-    from iommukit.hw.memory import TableReader
-    from iommukit.hw.platform import Addresses, UnitModel
-    from iommukit.hw.walk import Walk
-    from iommukit_arm_smmu.hardware import Context, Running
 
 _REGION = {"start": 0x5FF0_0000, "end": 0x5FF0_FFFF}
 """64 KiB near the end of the first 512 MiB of memory."""
@@ -124,81 +116,6 @@ def discover(machine: Machine, boot: BootState) -> Sequence[Unit]:
 
 
 @hookimpl
-def create_unit(bus: ModelBus, unit: Unit) -> UnitModel | None:
-    """The hardware model of an SMMUv3; there is none of SMMUv2."""
-    smmu: Smmu = unit.state
-    if smmu.version == 2:
-        return None
-    from iommukit_arm_smmu.model import build_unit
-
-    return build_unit(bus, smmu)
-
-
-@hookimpl
-def start_unit(unit: Unit) -> None:
-    """Check what the registers say and bring the unit up (``arm_smmu_device_probe``)."""
-    from iommukit_arm_smmu.hardware import Expected, Running
-
-    smmu: Smmu = unit.state
-    assert unit.bus is not None
-    hardware = smmu.hardware
-    expected = Expected(
-        frozenset(hardware.stages),
-        frozenset(hardware.granules),
-        hardware.oas,
-        smmu.facts.coherent_walk,
-        smmu.description.sid_bits,
-    )
-    smmu.running = Running(unit.bus, smmu.facts.base, expected, smmu.era, smmu.asids, stop_unattached=smmu.stops_unattached)
-
-
-@hookimpl
-def requester(device: Device) -> int:
-    """The first stream id; of a device that no unit has met, its requester id."""
-    master: Master | None = device.vendor_state
-    return requester_ids(device)[0] if master is None else master.ids[0]
-
-
-@hookimpl
-def take_faults(unit: Unit) -> Sequence[Fault]:
-    """What the event queue holds."""
-    smmu: Smmu = unit.state
-    return smmu.running.take_faults() if smmu.running is not None else ()
-
-
-@hookimpl
-def table_roots() -> Mapping[str, str]:
-    """STRTAB_BASE and STRTAB_BASE_CFG."""
-    from iommukit_arm_smmu.dump import ROOTS
-
-    return ROOTS
-
-
-@hookimpl
-def walk_tables(memory: TableReader, roots: Mapping[str, int], requester: int | None, iova: int | None) -> Iterable[Walk]:
-    """The streams of a stream table; the requester is a stream id."""
-    from iommukit_arm_smmu.dump import walks
-
-    return walks(memory, roots, requester, iova)
-
-
-@hookimpl
-def emulation(version: tuple[int, int]) -> Emulation | None:
-    """QEMU's virt with ``iommu=smmuv3``."""
-    from iommukit_arm_smmu.emulated import emulated_machine
-
-    return emulated_machine(version)
-
-
-@hookimpl
-def mistakes() -> Sequence[Mistake]:
-    """Mistakes in using an SMMUv3."""
-    from iommukit_arm_smmu.wrong_use import MISTAKES
-
-    return MISTAKES
-
-
-@hookimpl
 def example_device(role: str, boot: BootState) -> ExampleDevice | None:
     """HiSilicon's trace device needs identity; regions come from an IORT."""
     return EXAMPLES.get(role)
@@ -237,6 +154,13 @@ def release_device(device: Device) -> None:
         if smmu.running is not None:
             smmu.running.release(device.vendor_state.ids, passes=device.require_direct)
         smmu.streams.release(device)
+
+
+@hookimpl
+def requester(device: Device) -> int:
+    """The first stream id; of a device that no unit has met, its requester id."""
+    master: Master | None = device.vendor_state
+    return requester_ids(device)[0] if master is None else master.ids[0]
 
 
 @hookimpl
@@ -358,14 +282,6 @@ def attach_dev(domain: Domain, device: Device) -> None:
 
 
 @hookimpl
-def domain_free(domain: Domain) -> None:
-    """Forget what is cached of a domain, then give its tables and its number back (``arm_smmu_domain_free``)."""
-    if isinstance(domain, SmmuDomain) and domain.running is not None and domain.context is not None:
-        domain.running.free_context(domain.context)
-        domain.context = None
-
-
-@hookimpl
 def set_dev_blocked(device: Device) -> bool:
     """An entry that stops everything."""
     running = smmu_of(device).running
@@ -374,50 +290,3 @@ def set_dev_blocked(device: Device) -> bool:
     running.block(device.vendor_state.ids)
     device.attached = None
     return True
-
-
-# ---- page tables and TLB ---------------------------------------------------------------------------------------------
-
-
-def _tables(domain: Domain) -> tuple[Running, Context]:
-    assert isinstance(domain, SmmuDomain)
-    if domain.running is None or domain.context is None:
-        raise IommuError("ENODEV", "the domain has no tables")
-    return domain.running, domain.context
-
-
-@hookimpl
-def map_pages(domain: Domain, iova: int, paddr: int, pgsize: int, pgcount: int, prot: int) -> int:
-    """Write descriptors (``arm_smmu_map_pages``)."""
-    running, context = _tables(domain)
-    return running.map(context, iova, paddr, pgsize, pgcount, prot)
-
-
-@hookimpl
-def unmap_pages(domain: Domain, iova: int, pgsize: int, pgcount: int, gather: Gather) -> int:
-    """Clear descriptors (``arm_smmu_unmap_pages``): parts of a block split it, since 6.13 they are refused."""
-    running, context = _tables(domain)
-    return running.unmap(context, iova, pgsize, pgcount, gather)
-
-
-@hookimpl
-def iova_to_phys(domain: Domain, iova: Addresses) -> Addresses:
-    """By the tables; identity is itself (``arm_smmu_iova_to_phys``)."""
-    if domain.type is DomainType.IDENTITY:
-        return iova
-    running, context = _tables(domain)
-    return running.look_up(context, iova)
-
-
-@hookimpl
-def flush_iotlb_all(domain: Domain) -> None:
-    """Everything of the domain's ASID or VMID (``arm_smmu_flush_iotlb_all``)."""
-    if isinstance(domain, SmmuDomain) and domain.running is not None and domain.context is not None:
-        domain.running.forget_all(domain.context)
-
-
-@hookimpl
-def iotlb_sync(domain: Domain, gather: Gather) -> None:
-    """A range, in the pages' size (``arm_smmu_iotlb_sync``)."""
-    if isinstance(domain, SmmuDomain) and domain.running is not None and domain.context is not None:
-        domain.running.sync(domain.context, gather)

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from iommukit.domain import DomainType
 from iommukit.errors import IommuError
-from iommukit.hookspecs import Gather
 from iommukit.hw.bus import Bus
 from iommukit.hw.fault import Fault, FaultKind
-from iommukit.hw.platform import UNMAPPED, Addresses
-from iommukit.hw.radix import PageTable, Partial
 from iommukit.policy import Era
 from iommukit_arm_smmu import commands, entries
 from iommukit_arm_smmu import layout as bits
+from iommukit_arm_smmu.contexts import DESCRIPTOR_SIZE, Context, Contexts
 from iommukit_arm_smmu.smmu import Numbers
-from iommukit_arm_smmu.tables import Lpae, StageOne, StageTwo
 
 CMDQ_LIMIT, EVENTQ_LIMIT = 16, 15
 """Log2 of the most entries that the driver takes: queues of 1 MiB."""
@@ -26,9 +21,6 @@ FIRST_LEVEL_LIMIT, SPLIT = 17, 8
 """Log2 of the most first-level descriptors, and of the entries of a second-level table."""
 GRAIN = 0x400
 """The smallest piece of memory (bytes)."""
-FEW = 8
-"""Up to so many addresses are looked up one by one."""
-GRANULES = {"4K": 12, "16K": 14, "64K": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +32,6 @@ class Expected:
     output_bits: int
     coherent: bool
     stream_bits: int
-
-
-@dataclass(slots=True, eq=False)
-class Context:
-    """What a domain has in memory: its tables, and the number that tags its translations."""
-
-    table: PageTable
-    format: Lpae
-    stage: int
-    number: int
-    """ASID or VMID."""
-    descriptor: int | None = None
-    """Before 6.9: the domain's own context descriptor."""
 
 
 EVENTS: dict[int, FaultKind] = {
@@ -81,8 +60,6 @@ class Running:
         self.base = base
         self.era = era
         self.stop_unattached = stop_unattached
-        self._asids = asids
-        self._vmids = Numbers()
         self._descriptors: dict[int, int] = {}
         """Since 6.9: the context descriptor of each first stream id of a device."""
         self._identify(expected)
@@ -90,6 +67,7 @@ class Running:
         """Second-level stream tables by first-level index."""
         self._strtab = self._allocate_stream_table()
         self.ring = self._queue(bits.CMDQ_BASE, self._queue_bits(bits.IDR1_CMDQS, CMDQ_LIMIT), bits.COMMAND_SIZE)
+        self.contexts = Contexts(self.memory, self.ring, era, self.output_bits, asids, self._limits, ranges=self._ranges)
         self._event_bits = self._queue_bits(bits.IDR1_EVENTQS, EVENTQ_LIMIT)
         self._events = self.memory.pages.alloc(bits.EVENT_SIZE << self._event_bits)
         self._event_cons = 0
@@ -132,9 +110,8 @@ class Running:
         self._idr1 = idr1
         self.output_bits = found.output_bits
         self.stream_bits = found.stream_bits
-        self.asid_limit = 1 << (16 if bits.IDR0_ASID16.of(idr0) else 8)
-        self.vmid_limit = 1 << (16 if bits.IDR0_VMID16.of(idr0) else 8)
-        self.ranges = bool(bits.IDR3_RIL.of(idr3))
+        self._limits = {1: 1 << (16 if bits.IDR0_ASID16.of(idr0) else 8), 2: 1 << (16 if bits.IDR0_VMID16.of(idr0) else 8)}
+        self._ranges = bool(bits.IDR3_RIL.of(idr3))
         self.two_levels = bool(bits.IDR0_ST_LEVEL.of(idr0) & bits.TWO_LEVELS) and self.stream_bits > SPLIT
 
     def _queue_bits(self, field: bits.Field, limit: int) -> int:
@@ -244,7 +221,7 @@ class Running:
         descriptor = None
         if context is not None and context.stage == 1:
             descriptor = self._descriptor(streams[0])
-            self._write_descriptor(streams, descriptor, self.context_words(context))
+            self._write_descriptor(streams, descriptor, self.contexts.words(context))
         self._install(streams, self._target(context, kind, descriptor))
         if descriptor is None:
             self._clear_descriptor(streams)
@@ -266,7 +243,7 @@ class Running:
         self._clear_descriptor(streams)
         descriptor = self._descriptors.pop(streams[0], None)
         if descriptor is not None:
-            self.memory.pages.free(descriptor, GRAIN)
+            self.memory.pages.free(descriptor, DESCRIPTOR_SIZE)
 
     def block(self, streams: Sequence[int]) -> None:
         """Stop a device's streams."""
@@ -277,7 +254,7 @@ class Running:
         """A device's context descriptor, kept by its first stream (``arm_smmu_alloc_cd_tables``)."""
         found = self._descriptors.get(stream)
         if found is None:
-            found = self._descriptors[stream] = self.memory.pages.alloc(GRAIN)
+            found = self._descriptors[stream] = self.memory.pages.alloc(DESCRIPTOR_SIZE)
         return found
 
     def _write_descriptor(self, streams: Sequence[int], address: int, target: entries.Words) -> None:
@@ -290,105 +267,6 @@ class Running:
         address = self._descriptors.get(streams[0])
         if address is not None:
             self._write_descriptor(streams, address, entries.NOTHING)
-
-    # ---- domains -----------------------------------------------------------------------------------------------------
-
-    def new_context(self, granule: str, input_bits: int, stage: int) -> Context:
-        """Tables and a number for a domain (``arm_smmu_domain_finalise``).  Raises ``ENOMEM``, ``ENOSPC``."""
-        shift = GRANULES[granule]
-        output_bits = self.output_bits if shift == 16 else min(self.output_bits, 48)
-        format: Lpae
-        if stage == 1:
-            format = StageOne(shift, input_bits, output_bits)
-        else:
-            format = StageTwo(shift, input_bits, output_bits, concatenated=True)
-        table = PageTable(format, self.memory)
-        numbers, limit = (self._asids, self.asid_limit) if stage == 1 else (self._vmids, self.vmid_limit)
-        try:
-            context = Context(table, format, stage, numbers.take(limit))
-        except IommuError:
-            table.free()
-            raise
-        if stage == 1 and self.era < Era.V6_12:
-            try:
-                context.descriptor = self.memory.pages.alloc(GRAIN)
-            except IommuError:
-                numbers.taken.discard(context.number)
-                table.free()
-                raise
-            entries.replace_entry(self.memory, context.descriptor, self.context_words(context), lambda: None)
-        return context
-
-    def context_words(self, context: Context) -> entries.Words:
-        """A domain's context descriptor."""
-        return entries.context_descriptor(context.table.root, context.format, context.number, context.format.output_bits)
-
-    def free_context(self, context: Context) -> None:
-        """Give a domain's tables and number back, once nothing is cached of them (``arm_smmu_domain_free``)."""
-        self.forget_all(context)
-        context.table.free()
-        if context.descriptor is not None:
-            self.memory.pages.free(context.descriptor, GRAIN)
-        (self._asids if context.stage == 1 else self._vmids).taken.discard(context.number)
-
-    def map(self, context: Context, iova: int, paddr: int, pgsize: int, pgcount: int, prot: int) -> int:
-        """See the hook ``map_pages``."""
-        freed: list[tuple[int, int]] = []
-        done = context.table.map(iova, paddr, pgsize, pgcount, prot, freed)
-        if freed:
-            self._forget(context, iova, done, 0, leaf=False)
-            self._give_back(freed)
-        return done
-
-    def unmap(self, context: Context, iova: int, pgsize: int, pgcount: int, gather: Gather) -> int:
-        """See the hook ``unmap_pages``; what does not belong to the same page size and range is invalidated first."""
-        size = pgsize * pgcount
-        # A longer range may hold larger pages; then the level is not told (``Gather.pgsize`` 0).
-        larger = [level.shift for level in context.format.levels if 1 << level.shift > pgsize]
-        known = pgsize if not larger or size < 1 << larger[0] else 0
-        if not gather.queued and not gather.empty and (gather.pgsize != known or gather.apart(iova, size)):
-            self.sync(context, gather)
-        split: list[tuple[int, int]] = []
-        partial = Partial.SPLIT if self.era < Era.V7_2 else Partial.REFUSE
-        done = context.table.unmap(iova, pgsize, pgcount, partial=partial, freed=gather.freed, split=split)
-        for start, length in split:
-            # A cached larger page is not the level that the gathered range will name.
-            self._forget(context, start, length, length, leaf=True)
-        if done:
-            gather.add(iova, done, known)
-        return done
-
-    def look_up(self, context: Context, iovas: Addresses) -> Addresses:
-        """See the hook ``iova_to_phys``."""
-        if len(iovas) > FEW:
-            return context.table.lookup_many(iovas)
-        found = [context.table.lookup(iova) for iova in iovas.tolist()]
-        return np.array([UNMAPPED if physical is None else physical for physical in found], dtype=np.uint64)
-
-    def sync(self, context: Context, gather: Gather) -> None:
-        """Invalidate what was gathered, tables on the way to it as well where some went, and give those back."""
-        if not gather.empty:
-            self._forget(context, gather.start, gather.end - gather.start + 1, gather.pgsize, leaf=not gather.freed)
-        self._give_back(gather.freed)
-        gather.start, gather.end, gather.pgsize = (1 << 64) - 1, 0, 0
-
-    def _give_back(self, freed: list[tuple[int, int]]) -> None:
-        for address, size in freed:
-            self.memory.pages.free(address, size)
-        freed.clear()
-
-    def _forget(self, context: Context, start: int, size: int, pgsize: int, *, leaf: bool) -> None:
-        if context.stage == 1:
-            tag = bits.OPCODE.put(bits.TLBI_NH_VA) | bits.TLBI_ASID.put(context.number)
-        else:
-            tag = bits.OPCODE.put(bits.TLBI_S2_IPA) | bits.TLBI_VMID.put(context.number)
-        shift = context.format.granule
-        self.ring.issue(commands.tlbi_range(tag, start, size, shift, pgsize, leaf=leaf, ranges=self.ranges))
-
-    def forget_all(self, context: Context) -> None:
-        """Invalidate everything of a domain (``arm_smmu_tlb_inv_context``)."""
-        number = context.number
-        self.ring.issue((commands.tlbi_asid(number) if context.stage == 1 else commands.tlbi_vmid(number),))
 
     # ---- events ------------------------------------------------------------------------------------------------------
 

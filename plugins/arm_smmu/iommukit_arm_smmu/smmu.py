@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from iommukit_arm_smmu.options import Hardware, unattached_streams_fault
 from iommukit_arm_smmu.streams import StreamMap, StreamTable
 
 if TYPE_CHECKING:
-    from iommukit_arm_smmu.hardware import Context, Running
+    from iommukit_arm_smmu.contexts import Context, Contexts
+    from iommukit_arm_smmu.hardware import Running
 
 VENDOR = "arm_smmu"
 
@@ -52,25 +54,31 @@ class SmmuDomain(Domain):
     """An allocated domain.  The first unit that it meets settles its format, and it belongs to that unit from then on."""
 
     unit: Unit | None = field(default=None, repr=False)
-    running: Running | None = field(default=None, repr=False)
-    """The hardware of that unit, where there is any."""
+    contexts: Contexts | None = field(default=None, repr=False)
+    """Where that unit's hardware has the tables of domains, if there is any."""
     context: Context | None = field(default=None, repr=False)
-    """Tables in its memory; none for identity."""
+    """The domain's own there; none for identity."""
 
 
 @dataclass(slots=True)
 class Numbers:
     """Numbers from 1 on, the lowest free first."""
 
-    taken: set[int] = field(default_factory=set)
+    _fresh: int = 1
+    _returned: list[int] = field(default_factory=list)
 
     def take(self, limit: int) -> int:
         """A number below ``limit``.  Raises ``ENOSPC``."""
-        number = next((number for number in range(1, limit) if number not in self.taken), None)
-        if number is None:
+        if self._returned and self._returned[0] < limit:
+            return heapq.heappop(self._returned)
+        if self._fresh >= limit:
             raise IommuError("ENOSPC", "all numbers are taken")
-        self.taken.add(number)
-        return number
+        self._fresh += 1
+        return self._fresh - 1
+
+    def give_back(self, number: int) -> None:
+        """Let a number be taken again."""
+        heapq.heappush(self._returned, number)
 
 
 @dataclass(slots=True, eq=False)
@@ -129,10 +137,11 @@ class Smmu:
         """
         if domain.type is not DomainType.IDENTITY:
             if self.running is not None:
-                domain.context = self.running.new_context(self.granule, self.input_bits, self.stage)
+                domain.context = self.running.contexts.new(self.granule, self.input_bits, self.stage)
+                domain.contexts = self.running.contexts
             domain.aperture = (0, (1 << self.input_bits) - 1)
             domain.page_sizes = self.page_sizes
-        domain.unit, domain.running = unit, self.running
+        domain.unit = unit
 
     def lines(self, era: Era) -> list[str]:
         """What the driver prints when it finds the unit; SMMUv2's longer list has no part here."""

@@ -119,13 +119,13 @@ def _no_doorbell(running: Running) -> None:
 
 
 def _narrow_input(running: Running) -> None:
-    honest = running.context_words
+    honest = running.contexts.words
 
     def words(context: Any) -> tuple[int, ...]:
         first, *rest = honest(context)
         return (first + bits.CD_TSZ[0].put(1), *rest)
 
-    vars(running)["context_words"] = words
+    vars(running.contexts)["words"] = words
 
 
 def _other_asid(command: Command) -> Command:
