@@ -74,13 +74,12 @@ ROWS = {
     "memory": Row("memory besides the tables", "MiB", 64.0),
 }
 LIMITS = {
-    "map_fresh": "np.add(template, bits, out=...), memory untouched before",
-    "map_present": "np.add(template, bits, out=...)",
-    "unmap": "array[...] = 0",
-    "lookup": "array.take(...)",
-    "dma_miss": "array.take(...)",
+    "np.add(template, bits, out=array), of memory untouched before": ("map_fresh",),
+    "np.add(template, bits, out=array)": ("map_present",),
+    "array.fill(0)": ("unmap",),
+    "array.take(indices)": ("lookup", "dma_miss"),
 }
-"""What a flat array costs in place of tables."""
+"""What stands for the limit: the same work on a flat array in place of tables, and for which figures."""
 
 
 def best(work: Callable[[], object], count: int, rounds: int = ROUNDS, before: Callable[[], object] = lambda: None) -> float:
@@ -284,23 +283,28 @@ def bench_vendors(names: list[str], kernel: str, variants: bool) -> tuple[Figure
     return figures, skipped
 
 
-def show(kernel: str, limits: dict[str, float], figures: Figures, skipped: dict[str, str]) -> None:
-    """Print the table; a figure that misses its aim is marked with an exclamation mark."""
+def show_table(console: Console, kernel: str, limits: dict[str, float], figures: Figures) -> None:
+    """Print the figures side by side; one that misses its aim is marked with an exclamation mark."""
     table = Table(title=f"Translation, drivers of {kernel}, best of {ROUNDS}, processor time")
     table.add_column("figure")
     table.add_column("unit")
-    for vendor in figures:
-        table.add_column(vendor, justify="right")
-    for head in ("aim", "flat array", "Linux in C"):
+    for head in (*figures, "aim", "flat array", "Linux in C"):
         table.add_column(head, justify="right")
     for key, row in ROWS.items():
         cells = [f"[red]{of[key]:,.1f} ![/red]" if row.missed(of[key]) else f"{of[key]:,.1f}" for of in figures.values()]
         limit = f"{limits[key]:.1f}" if key in limits else "-"
         table.add_row(row.title, row.unit, *cells, f"<= {row.aim:,g}" if row.aim else "-", limit, row.peers)
-    console = Console()
     console.print(table)
-    for key, what in LIMITS.items():
-        console.print(f"flat array, {ROWS[key].title.partition(',')[0]}: {what}", highlight=False)
+
+
+def show(kernel: str, limits: dict[str, float], figures: Figures, skipped: dict[str, str]) -> None:
+    """Print a table for each six columns, and in words what they come to."""
+    console = Console()
+    columns = list(figures)
+    for first in range(0, len(columns), 6):
+        show_table(console, kernel, limits, {column: figures[column] for column in columns[first : first + 6]})
+    for what, keys in LIMITS.items():
+        console.print(f"flat array: {what}, for: {'; '.join(ROWS[key].title for key in keys)}", highlight=False)
     for name, reason in skipped.items():
         console.print(f"{name}: left out: {reason}", highlight=False)
     for name, of in figures.items():

@@ -54,12 +54,13 @@ class PhysicalMemory:
         self.base = base
         self.size = size
         self._last = size - 8
-        self._advisable = file is None
         if file is None:
             self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
         else:
             self._map = mmap.mmap(file, size, flags=mmap.MAP_SHARED)
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
+        self._huge_from = self.bytes.ctypes.data % HUGE_PAGE if file is None else None
+        """How far the mapping begins behind the border of a huge page; ``None`` for a file's."""
         self.words: Words = np.frombuffer(self._map, dtype="<u8")
         self.big_words: NDArray[np.uint64] = np.frombuffer(self._map, dtype=">u8")
         self.quads = memoryview(self._map).cast("Q")
@@ -71,10 +72,14 @@ class PhysicalMemory:
 
         Not for all of memory: a small machine would pay 2 MiB for each of its few tables.
         """
-        first, last = -(-(address - self.base) // HUGE_PAGE) * HUGE_PAGE, (address + size - self.base) & -HUGE_PAGE
-        if self._advisable and first < last:
-            with contextlib.suppress(OSError):  # the machine may have no huge pages: memory then comes page by page
-                self._map.madvise(mmap.MADV_HUGEPAGE, first, last - first)
+        if self._huge_from is None:
+            return
+        # Huge pages are aligned in this process's addresses: all those that the bytes lie in, as far as the mapping goes.
+        at = address - self.base + self._huge_from
+        first = max(0, (at & -HUGE_PAGE) - self._huge_from)
+        last = min(self.size, -(-(at + size) // HUGE_PAGE) * HUGE_PAGE - self._huge_from)
+        with contextlib.suppress(OSError):  # the machine may have no huge pages: memory then comes page by page
+            self._map.madvise(mmap.MADV_HUGEPAGE, first, last - first)
 
     def close(self) -> None:
         """Give the memory back at once; where somebody still has a view of it, with the last view."""

@@ -140,9 +140,6 @@ class PageAllocator:
         if address + wanted > self.end:
             raise IommuError("ENOMEM", "no page for a table")
         if wanted >= self.MANY:
-            step = max(size, self.MANY)
-            whole = -(-begin // step) * step
-            address = whole if whole + wanted <= self.end else address
             self._memory.expect_much(address, wanted)
         self._free.pop(begin, None)
         if begin < address:
