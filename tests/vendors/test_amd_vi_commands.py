@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iommukit.hw.platform import UNMAPPED
@@ -266,6 +266,7 @@ def test_devices_of_one_domain_id_share_translations(hand):
     assert hand.read(0x5000, device=0x28) == B
 
 
+@settings(deadline=None)
 @given(start=st.integers(0, (1 << 52) - 1), size=st.integers(1, 1 << 50))
 def test_the_drivers_address_covers_its_range_and_less_than_twice_the_aligned_power(start, size):
     """``inv_address`` is the driver's, ``pages_of`` the hardware's."""
