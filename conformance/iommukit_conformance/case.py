@@ -18,6 +18,8 @@ from iommukit.scenario.result import Outcome
 from iommukit_conformance.rules import RULES
 
 if TYPE_CHECKING:
+    from iommukit.hookspecs import Mistake
+    from iommukit.vendors import Vendor
     from iommukit_conformance.lab import Lab
 
 SUITE = "(suite)"
@@ -100,6 +102,8 @@ class Case:
     eras: Callable[[Era], bool] = _everywhere
     vendor: str | None = None
     """The only vendor that it is for: a scenario on a captured machine."""
+    mistake: Mistake | None = None
+    """The mistake in using hardware that must be rejected."""
     __test__ = False
 
     def fits(self, kernel: str, era: Era) -> bool:
@@ -112,6 +116,14 @@ class CaseList:
     """Cases that are made when they are asked for: one for each scenario, one for each rule."""
 
     make: Callable[[], list[Case]]
+    __test__ = False
+
+
+@dataclass(frozen=True)
+class VendorCaseList:
+    """Cases that are made for each vendor, once, with what it says of itself."""
+
+    make: Callable[[Vendor], list[Case]]
     __test__ = False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.profiles import DEFAULT, get_kernel
 from iommukit.scenario.result import Outcome
-from iommukit_conformance.case import EVERY, SUITE, Case, Scope, Stage, Verdict
+from iommukit_conformance.case import EVERY, SUITE, Case, Scope, Stage, VendorCaseList, Verdict
 from iommukit_conformance.session import Session
 from iommukit_conformance.suite import runs_on
 
@@ -57,7 +58,10 @@ class CaseItem(pytest.Item):
             "kernel": self.shown_kernel,
             "outcome": verdict.outcome.value,
         }
-        if self.case.stage is Stage.HARDWARE:
+        mistake = self.case.mistake
+        if mistake is not None:
+            row["mistake"] = {"rule": mistake.rule, "sentence": mistake.sentence}
+        if mistake is not None or self.case.stage is Stage.HARDWARE:
             row["hardware"] = self.config.stash[SESSION].selection.hardware
         if verdict.reason:
             row["reason"] = verdict.reason
@@ -81,6 +85,13 @@ class CaseItem(pytest.Item):
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where the case is from; its title is its name."""
         return self.path, None, self.name
+
+
+def items_of_vendors(collector: pytest.Collector, listed: VendorCaseList) -> list[pytest.Item]:
+    """The items of cases that are each vendor's own."""
+    selection = collector.config.stash[SESSION].selection
+    there = [selection.registry.get(name) for name in selection.vendors if name in selection.registry]
+    return items_of(collector, (replace(case, vendor=vendor.name) for vendor in there for case in listed.make(vendor)))
 
 
 def items_of(collector: pytest.Collector, found: Iterator[Case]) -> list[pytest.Item]:

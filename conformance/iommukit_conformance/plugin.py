@@ -24,8 +24,8 @@ from iommukit.kernel.profiles import PROFILES, get_kernel
 from iommukit.machine.documents import parse_documents, read_text
 from iommukit.scenario.result import Outcome
 from iommukit.vendors import Vendor, VendorRegistry
-from iommukit_conformance.case import EVERY, Undecided
-from iommukit_conformance.items import SESSION, CaseItem, items_of
+from iommukit_conformance.case import EVERY, Undecided, VendorCaseList
+from iommukit_conformance.items import SESSION, CaseItem, items_of, items_of_vendors
 from iommukit_conformance.lab import MODEL, Lab
 from iommukit_conformance.selection import EMULATED, Selection, select
 from iommukit_conformance.session import Session
@@ -133,6 +133,8 @@ def _selection(config: pytest.Config) -> Selection:
 
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> list[pytest.Item] | None:
     """A case, or a list of them, becomes an item for each vendor and kernel."""
+    if isinstance(obj, VendorCaseList):
+        return items_of_vendors(collector, obj)
     found = list(expand(obj, name))
     return items_of(collector, iter(found)) if found else None
 
@@ -279,7 +281,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     write.section("iommukit conformance")
     for line in matrix.table():
         write.write_line(line)
-    for part in (matrix.wrong_drivers(), matrix.reasons()):
+    for part in (matrix.wrong_drivers(), matrix.mistakes(), matrix.reasons()):
         for number, line in enumerate(part):
             if not number:
                 write.write_line("")

@@ -31,6 +31,8 @@ BATCH = 64
 POISON = b"\xa5" * SIZE
 ELSEWHERE = -1
 """Something was read that is not stamped memory."""
+BUSY = 8
+"""Register writes after which a busy device reads."""
 WHOLE = 1 << 23
 """Ranges up to this size (bytes) are stamped as a whole."""
 SHOWN = 8
@@ -163,10 +165,10 @@ class Rig:
         return domain.page_sizes & -domain.page_sizes
 
     def sizes(self, domain: Domain) -> list[int]:
-        """The page sizes that can be tried: aligned physical memory must be there, and room in the aperture."""
+        """The page sizes that can be tried, up to 1 GiB: aligned physical memory must be there, and room in the aperture."""
         first, last = domain.aperture
         room = min(last + 1, self.reach) - first
-        found = [1 << bit for bit in range(12, 64) if domain.page_sizes >> bit & 1]
+        found = [1 << bit for bit in range(12, 31) if domain.page_sizes >> bit & 1]
         return [size for size in found if size <= room // 8 and self._aligned(size) is not None]
 
     def _aligned(self, size: int) -> int | None:
@@ -396,14 +398,17 @@ class Rig:
 
     @contextmanager
     def busy(self, device: Device, *iovas: int) -> Iterator[None]:
-        """Meanwhile the device reads these addresses after each register write of the driver; the interrupts come at the end."""
+        """Meanwhile the device reads these addresses after each of the driver's first register writes.
+
+        Not after all of them: a driver that deals with faults on the way would never come to an end.
+        """
         engine = self.initiator(device)
-        reading = False
+        rounds, reading = 0, False
 
         def read() -> None:
-            nonlocal reading
-            if not reading:
-                reading = True
+            nonlocal rounds, reading
+            if not reading and rounds < BUSY:
+                rounds, reading = rounds + 1, True
                 for iova in iovas:
                     engine.load(iova, SIZE)
                 reading = False

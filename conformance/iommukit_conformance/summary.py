@@ -17,6 +17,9 @@ from iommukit_conformance.lab import MODEL
 
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
 SHOWN_FINDINGS = 3
+EMULATOR = "qemu"
+_MISTAKE = {Outcome.PASS.value: "rejected", Outcome.FAIL.value: "ACCEPTED", Outcome.NOT_APPLICABLE.value: "unseen"}
+"""What a row about a mistake says of it."""
 SHOWN_REASONS = 6
 
 Row = dict[str, Any]
@@ -118,6 +121,25 @@ class Matrix:
             driver = drivers[row["case"]]
             rule = driver.rule if row["outcome"] == Outcome.PASS.value else "ACCEPTED"
             yield f"{row['case']:{width}}  {rule:8}  {driver.mistake}"
+
+    def mistakes(self) -> Iterator[str]:
+        """Which mistake in using hardware was rejected with which vendor, on the model and on an emulator."""
+        rows = [row for row in self.rows if "mistake" in row]
+        if not rows:
+            return
+        seen = [row for row in rows if row["outcome"] != Outcome.NOT_APPLICABLE.value]
+        rejected = sum(row["outcome"] == Outcome.PASS.value for row in seen)
+        vendors, names = (max(len(row[key]) for row in rows) for key in ("vendor", "case"))
+        yield (
+            f"{'vendor':{vendors}}  {'mistake':{names}}  {'by rule':9}  {MODEL:8}  {EMULATOR:8}"
+            f"  ({rejected} of {len(seen)} rejected by the rule that names it)"
+        )
+        for row in rows:
+            word = _MISTAKE.get(row["outcome"], row["outcome"].lower())
+            cells = {MODEL: "-", EMULATOR: "-", MODEL if row["hardware"] == MODEL else EMULATOR: word}
+            columns = f"{cells[MODEL]:8}  {cells[EMULATOR]:8}"
+            what = row["reason"] if row["outcome"] == Outcome.NOT_APPLICABLE.value else row["mistake"]["sentence"]
+            yield f"{row['vendor']:{vendors}}  {row['case']:{names}}  {row['mistake']['rule']:9}  {columns}  {what}"
 
     def failed(self) -> Iterator[str]:
         """What failed, with its first findings; a failure that is the same under several kernels once."""

@@ -97,14 +97,14 @@ def test_a_blocked_device(rig: Rig) -> Findings:
 
 @on_hardware("FAULT-05")
 def test_beyond_the_aperture(rig: Rig) -> Findings:
-    """The first address beyond it, and one whose lower bits are a mapped page's."""
+    """The first address beyond it or reserved, and one whose lower bits are a mapped page's."""
     domain = rig.domain()
     granule = rig.granule(domain)
     iova, physical = rig.buffer(domain, granule)
     last = domain.aperture[1]
     reach = rig.initiator(rig.nic).reach
     span = 1 << last.bit_length()
-    tries = [at for at in (last + 1, iova + span) if at + SIZE <= min(reach, 1 << 64)]
+    tries = [at for at in dict.fromkeys((last + 1, iova + span, rig.edges(domain)[1] + 1)) if at + SIZE <= min(reach, 1 << 64)]
     if not tries:
         raise NotApplicable("the device cannot address anything beyond the aperture")
     for at in tries:

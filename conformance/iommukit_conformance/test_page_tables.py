@@ -292,13 +292,12 @@ def test_read_and_write(rig: Rig) -> Findings:
 
 @on_hardware("PT-13")
 def test_the_edges_of_the_aperture(rig: Rig) -> Findings:
-    """The first page and the last, unless the device itself cannot address them or needs them."""
+    """The first page and the last that are not reserved, unless the device itself cannot address them or needs them."""
     domain = rig.domain()
     granule = rig.granule(domain)
-    first, last = domain.aperture
-    reach = rig.initiator(rig.nic).reach
+    first, last = rig.edges(domain)
     for iova in (first, last + 1 - granule):
-        if iova + granule <= reach and rig.free_there(iova, granule):
+        if iova + granule <= rig.reach and rig.free_there(iova, granule):
             physical = rig.frames(granule, granule)
             rig.map(domain, iova, physical, granule)
             yield from rig.expect(rig.nic, iova, granule, physical, " at the edge of the aperture")
@@ -441,6 +440,11 @@ def test_a_new_domain_is_empty(rig: Rig) -> Findings:
         answer = rig.table_answer(fresh, iova)
         yield hold(answer is None, f"iova_to_phys({iova:#x}) of a new domain answers {_shown(answer)}")
         yield from rig.expect(rig.nic, iova, rig.granule(fresh), None, " in a new domain")
+    granule = rig.granule(fresh)
+    iova = ranges[0][0] + granule
+    rig.map(fresh, iova, rig.frames(granule, granule), granule)
+    for beside in (iova - granule, iova + granule):
+        yield from rig.expect(rig.nic, beside, granule, None, " beside the first page of a new domain")
 
 
 @on_hardware("PT-19")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-from iommukit.hookspecs import Mistake
+from iommukit.errors import InputError, NotApplicable
+from iommukit.hookspecs import Emulation, Mistake
+from iommukit.hw.platforms import platform_factory
 from iommukit.kernel.profiles import get_kernel
 from iommukit.scenario.result import Outcome
 from iommukit.vendors import Vendor, VendorRegistry
 from iommukit_conformance.case import Stage, Verdict
 from iommukit_conformance.lab import MODEL
 from iommukit_conformance.suite import run_vendor
+from iommukit_conformance.watched_bus import WatchedPlatform
 from iommukit_conformance.wrong.slips import SLIPS, Slip
 
 KERNELS = ("7.2", "rfc", "6.1")
@@ -37,8 +42,8 @@ def mistakes_of(vendor: Vendor) -> list[Mistake]:
 
 def try_mistake(vendor: Vendor, mistake: Mistake, hardware: str = MODEL, kernels: Sequence[str] = KERNELS) -> Tried:
     """Run the cases of the mistake's rule against the vendor's driver with the mistake around it.  Raises ``HarnessFault``."""
-    if hardware != MODEL and mistake.unseen:
-        return Tried(mistake, Outcome.NOT_APPLICABLE, mistake.unseen)
+    if hardware != MODEL and (unseen := mistake.unseen or _unseen(vendor, mistake, hardware)):
+        return Tried(mistake, Outcome.NOT_APPLICABLE, unseen)
     reason = "there is no case of its rule"
     for name in kernels:
         wrapper = mistake.wrapper()
@@ -66,6 +71,26 @@ def try_mistake(vendor: Vendor, mistake: Mistake, hardware: str = MODEL, kernels
                 continue
             return Tried(mistake, Outcome.FAIL, _other(ran.verdict))
     return Tried(mistake, Outcome.NOT_APPLICABLE, reason)
+
+
+def _unseen(vendor: Vendor, mistake: Mistake, hardware: str) -> str:
+    """Why an emulator cannot see a mistake, by what the vendor says of it; empty where it can, or is not to be had."""
+    emulation = _emulation(vendor.plugin, vendor.name, hardware)
+    if emulation is None:
+        return ""
+    known = {**emulation.deviations, **emulation.absent}
+    return emulation.unseen.get(mistake.name, "") or known.get(mistake.rule, "")
+
+
+@cache
+def _emulation(plugin: Any, name: str, hardware: str) -> Emulation | None:
+    """The emulated machine that this computer has for a vendor."""
+    registry = VendorRegistry()
+    try:
+        with WatchedPlatform(platform_factory(hardware)(registry.register(plugin, name))) as platform:
+            return platform.emulation
+    except (InputError, NotApplicable):
+        return None
 
 
 def _other(verdict: Verdict) -> str:

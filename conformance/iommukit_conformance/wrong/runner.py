@@ -13,7 +13,8 @@ from iommukit_conformance.suite import Ran, failures, run_vendor
 from iommukit_conformance.wrong.base import Wrong
 
 STAGES = frozenset({Stage.SMOKE, Stage.CONTRACT, Stage.WATCH})
-"""Scenarios judge kernels and drivers together; what tells a wrong driver is the contract and the watching."""
+"""Scenarios judge kernels and drivers together; what tells a wrong driver is the contract and the watching.  Mistakes in using
+hardware are tried with each vendor (``judge.py``)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ def judge_wrong(driver: type[Wrong], *, thorough: bool = False) -> Judged:
         enough=0 if thorough else 1,
     )
     return Judged(driver, tuple(finding for ran in failures(done) for finding in ran.verdict.findings))
+
+
+def judge_on_hardware(driver: type[Reference], kernels: Iterable[str] = ("rfc", "7.2")) -> list[Ran]:
+    """What fails of a right driver on its own hardware, which should be nothing.  Raises ``HarnessFault``."""
+    chosen = [get_kernel(name) for name in kernels]
+    return failures(run_vendor(_registry(driver()), NAME, chosen, choose=lambda case: case.stage is Stage.HARDWARE))
 
 
 def judge_control(driver: type[Reference], kernels: Iterable[str] = tuple(PROFILES), *, scenarios: bool = False) -> list[Ran]:
