@@ -6,16 +6,15 @@ domain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from iommukit.device import Device, Unit
 from iommukit.dma.setup import iommu_setup_dma_ops
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import IommuError
 from iommukit.group import Group
-from iommukit.hookspecs import Emulation, ExampleDevice, Mistake, VendorDeclaration, hookimpl
+from iommukit.hookspecs import ExampleDevice, VendorDeclaration, hookimpl
 from iommukit.kernel import cmdline
 from iommukit.kernel.aliases import add_dma_alias, dma_aliases
 from iommukit.kernel.boot import BootState
@@ -32,13 +31,6 @@ from iommukit_amd_vi.hardware import OPTIONS, VARIANTS
 from iommukit_amd_vi.layout import HD_SUP, HT_WINDOW, MSI_WINDOW
 from iommukit_amd_vi.setup import DRIVER, AmdUnit, AmdVi, bring_up, detect
 from iommukit_amd_vi.units import AcpiDevice, Iommu, Segment, is_iommu_class, unity_region
-
-if TYPE_CHECKING:
-    from iommukit.hw.bus import ModelBus
-    from iommukit.hw.fault import Fault
-    from iommukit.hw.memory import TableReader
-    from iommukit.hw.platform import UnitModel
-    from iommukit.hw.walk import Walk
 
 VENDOR = "amd_vi"
 
@@ -138,64 +130,6 @@ EXAMPLES: dict[str, ExampleDevice] = {
 def early_quirks(machine: Machine, boot: BootState) -> None:
     """Detect and read the table."""
     boot.options[DRIVER] = detect(machine, boot)
-
-
-@hookimpl
-def create_unit(bus: ModelBus, unit: Unit) -> UnitModel:
-    """The hardware model of an IOMMU."""
-    from iommukit_amd_vi.unit import AmdModel
-
-    return AmdModel(bus, unit.state.iommu)
-
-
-@hookimpl
-def start_unit(unit: Unit) -> None:
-    """Bring an IOMMU's hardware up."""
-    from iommukit_amd_vi.start import start
-
-    assert unit.bus is not None
-    start(unit.state, unit.bus)
-
-
-@hookimpl
-def take_faults(unit: Unit) -> Sequence[Fault]:
-    """Read the event log."""
-    from iommukit_amd_vi.start import take_events
-
-    hardware = unit.state.hardware
-    return take_events(hardware) if hardware is not None else ()
-
-
-@hookimpl
-def table_roots() -> Mapping[str, str]:
-    """The device table's base register."""
-    from iommukit_amd_vi.dump import ROOTS
-
-    return ROOTS
-
-
-@hookimpl
-def walk_tables(memory: TableReader, roots: Mapping[str, int], requester: int | None, iova: int | None) -> Iterable[Walk]:
-    """Go through the device table."""
-    from iommukit_amd_vi.dump import walks
-
-    return walks(memory, roots, requester, iova)
-
-
-@hookimpl
-def mistakes() -> Sequence[Mistake]:
-    """Mistakes with device table entries, commands and levels."""
-    from iommukit_amd_vi.wrong_use import MISTAKES
-
-    return MISTAKES
-
-
-@hookimpl
-def emulation(version: tuple[int, int]) -> Emulation | None:
-    """QEMU's q35 with an ``amd-iommu``."""
-    from iommukit_amd_vi.emulated import emulated_machine
-
-    return emulated_machine(version)
 
 
 @hookimpl
