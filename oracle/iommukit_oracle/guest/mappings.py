@@ -25,7 +25,8 @@ NIC = "00:04.0"
 READY = "@READY"
 """What the guest prints when the trace is complete and nothing moves any more."""
 
-CMDLINE = "trace_event=iommu:map,iommu:unmap trace_buf_size=4M ipv6.disable=1"
+CMDLINE = "trace_event=iommu:map,iommu:unmap trace_buf_size=4M trace_clock=global ipv6.disable=1"
+"""A kernel that finds its clock unstable, as on a busy host, changes to this clock by itself and forgets the trace so far."""
 DEVICES = ("e1000e,addr=4,netdev=net,mac=52:54:00:00:00:01",)
 NETWORK = ("-netdev", "user,id=net,restrict=on")
 
