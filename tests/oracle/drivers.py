@@ -9,9 +9,11 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 
+from iommukit.errors import InputError
 from iommukit.hookspecs import Emulation
 from iommukit.hw.bus import Bus
 from iommukit.hw.platform import Window
+from iommukit_oracle.hardware.qemu import find
 
 PAGE = 0x1000
 
@@ -87,8 +89,16 @@ class Vtd(Driver):
         self.bus.write(self.base + 0xF8, 8, 1 << 63 | 1 << 60)
 
 
+def passes_through() -> bool:
+    """Whether the AMD IOMMU of the QEMU that is installed passes all DMA through unless told otherwise."""
+    try:
+        return find("x86_64").version >= (9, 0)
+    except InputError:
+        return False
+
+
 class AmdVi(Driver):
-    machine = pci_machine("x86_64", "-M", "q35", "-device", "amd-iommu")
+    machine = pci_machine("x86_64", "-M", "q35", "-device", "amd-iommu,pt=off" if passes_through() else "amd-iommu")
     base = 0xFED8_0000
     RIGHTS = 3 << 61
 

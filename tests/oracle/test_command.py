@@ -71,7 +71,8 @@ def test_qemu_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setenv("PATH", str(tmp_path))
     result = call("--vendor", "s390")
     assert result.exit_code == 2
-    assert result.stderr == ("iommukit: qemu-system-s390x is not on the path; Debian has it in the package qemu-system-misc\n")
+    assert result.stderr.startswith("iommukit: qemu-system-s390x is not on the path; Debian has it in the package qemu-system-")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_vendor_without_a_machine() -> None:

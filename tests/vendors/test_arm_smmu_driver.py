@@ -292,4 +292,4 @@ def test_the_emulated_machine_is_one_that_the_driver_accepts():
         )
         assert OPS.requester(device=system.devices["nic"]) == 24
     assert emulated_machine((6, 2)) is None
-    assert "arm-smmuv3.stage=1" in emulated_machine((10, 0)).arguments
+    assert emulated_machine((10, 0)).machine["hardware"]["stages"] == [1, 2]

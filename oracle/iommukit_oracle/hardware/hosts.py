@@ -52,10 +52,12 @@ HOSTS: Mapping[str, Host] = {
         pci=PciHost(lambda qtest: Ecam(qtest, 0x40_1000_0000), 0x1000_0000),
     ),
     "riscv64": Host(
-        "qemu-system-misc",
+        "qemu-system-misc or, since Debian 13, qemu-system-riscv",
         lambda: struct.pack("<II", 0x1050_0073, 0xFFDF_F06F),
         pci=PciHost(lambda qtest: Ecam(qtest, 0x3000_0000), 0x4000_0000),
     ),
-    "s390x": Host("qemu-system-misc", image, option="-kernel", timing=(), windows=0x1_0100_0000),
+    "s390x": Host(
+        "qemu-system-misc or, since Debian 13, qemu-system-s390x", image, option="-kernel", timing=(), windows=0x1_0100_0000
+    ),
 }
 """By the suffix of ``qemu-system-…``.  On s390 addresses begin at 4 GiB and are handed out from the top down."""

@@ -19,8 +19,8 @@ MACHINE: dict[str, Any] = {
     ],
 }
 
-STAGES_SINCE = (9, 1)
-"""The release that can be asked for a stage."""
+BOTH_STAGES_SINCE = (9, 1)
+"""The release whose ``virt`` has both stages, whatever ``-global`` asks of the SMMU."""
 MEMORY_BASE = 0x4000_0000
 
 DEVIATIONS: dict[str, str] = {}
@@ -31,11 +31,11 @@ def emulated_machine(version: tuple[int, int]) -> Emulation | None:
     """The machine of a version; none before 7."""
     if version < (7, 0):
         return None
-    stage = ("-global", "arm-smmuv3.stage=1") if version >= STAGES_SINCE else ()
+    hardware = {**MACHINE["hardware"], "stages": [1, 2] if version >= BOTH_STAGES_SINCE else [1]}
     return Emulation(
         binary="aarch64",
-        arguments=("-M", "virt,iommu=smmuv3", "-cpu", "cortex-a57", *stage),
-        machine=MACHINE,
+        arguments=("-M", "virt,iommu=smmuv3", "-cpu", "cortex-a57"),
+        machine={**MACHINE, "hardware": hardware},
         memory_base=MEMORY_BASE,
         deviations=DEVIATIONS,
     )
