@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iommukit.hw.decode import pages
@@ -34,6 +34,7 @@ def mapped(leaves: Iterable[Leaf | Range]) -> dict[int, tuple[int, int]]:
     return found
 
 
+@settings(deadline=None)
 @given(PAGES)
 def test_a_map_is_decoded_whole_and_address_by_address(wanted: dict[int, tuple[int, int]]) -> None:
     ram = Ram()
@@ -55,6 +56,7 @@ def test_a_map_is_decoded_whole_and_address_by_address(wanted: dict[int, tuple[i
             assert leaf.reason == "not present"
 
 
+@settings(deadline=None)
 @given(PAGES)
 def test_ranges_are_as_long_as_can_be(wanted: dict[int, tuple[int, int]]) -> None:
     ram = Ram()
@@ -73,6 +75,7 @@ def test_ranges_are_as_long_as_can_be(wanted: dict[int, tuple[int, int]]) -> Non
     assert all(each.pages == {SMALL: each.size // SMALL} for each in ranges)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.booleans(), st.booleans(), st.booleans()), max_size=12))
 def test_merging_keeps_every_page_and_joins_nothing_else(steps: list[tuple[int, bool, bool, bool, bool]]) -> None:
     leaves = []

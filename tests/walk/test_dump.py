@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iommukit.errors import InputError
@@ -48,6 +48,7 @@ def test_plain_memory_begins_at_its_base(tmp_path: Path) -> None:
         dump.word(0x4000_001C)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 8)), min_size=1, max_size=8), st.data())
 def test_memory_is_the_union_of_the_segments(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, int]], data: st.DataObject
@@ -150,6 +151,7 @@ def test_endless_overlaps_end(tmp_path: Path) -> None:
         dump_of(tmp_path, headers(segments) + bytes(size + 8192))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_any_damage_is_bad_input_or_a_dump(tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int) -> None:
     data = bytearray(core([(0x1000, DATA), (0x3000, DATA)]))
