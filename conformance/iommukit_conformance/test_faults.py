@@ -96,7 +96,7 @@ def test_a_blocked_device(rig: Rig) -> Findings:
 
 
 @on_hardware("FAULT-05")
-def test_beyond_the_aperture(rig: Rig) -> Findings:
+def test_an_access_beyond_the_aperture(rig: Rig) -> Findings:
     """The first address beyond it or reserved, and one whose lower bits are a mapped page's."""
     domain = rig.domain()
     granule = rig.granule(domain)

@@ -105,7 +105,7 @@ class WatchedPlatform:
 
     @property
     def bus(self) -> WatchedBus:
-        """The bus, watched; the s390 instructions are there once the units are."""
+        """The bus, watched; PCI instructions are there once the units are."""
         if self._bus is None or (self._bus.instructions is None and self.platform.bus.instructions is not None):
             self._bus = WatchedBus(self.platform.bus)
         return self._bus

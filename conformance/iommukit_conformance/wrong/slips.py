@@ -44,6 +44,16 @@ class Slip:
             self.bus.memory.pages.free(address, size)
         gather.freed.clear()
 
+    def also_map(self, domain: Domain, iova: int, paddr: int, pgsize: int, prot: int) -> bool:
+        """Map one more page, so that hardware sees it; whether it was free."""
+        page = {"iova": iova, "paddr": paddr, "pgsize": pgsize, "pgcount": 1, "prot": prot}
+        try:
+            self.again(domain.ops.map_pages, domain=domain, **page)
+        except IommuError:
+            return False
+        self.again(domain.ops.iotlb_sync_map, domain=domain, iova=iova, size=pgsize)
+        return True
+
     def again(self, hook: Callable[..., Any], **arguments: Any) -> Any:
         """Call a hook from within, unharmed."""
         self._inside = True
@@ -92,11 +102,7 @@ class MapsOneMore(Slip):
         done = yield
         if not self._inside:
             self.committed += 1
-            try:
-                behind = {"iova": iova + done, "paddr": paddr + done, "pgsize": pgsize, "pgcount": 1, "prot": prot}
-                self.again(domain.ops.map_pages, domain=domain, **behind)
-            except IommuError:
-                pass
+            self.also_map(domain, iova + done, paddr + done, pgsize, prot)
         return done
 
 
@@ -135,10 +141,7 @@ class LeavesHalfAMap(Slip):
         except IommuError:
             for done in range(0, 0 if self._inside else pgcount * pgsize, pgsize):
                 self.committed += 1
-                one = {"iova": iova + done, "paddr": paddr + done, "pgsize": pgsize, "pgcount": 1, "prot": prot}
-                try:
-                    self.again(domain.ops.map_pages, domain=domain, **one)
-                except IommuError:
+                if not self.also_map(domain, iova + done, paddr + done, pgsize, prot):
                     break
             raise
 
