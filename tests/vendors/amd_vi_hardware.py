@@ -9,7 +9,7 @@ from iommukit.hw.platform import ModelPlatform
 from iommukit.kernel.profiles import get_kernel
 from iommukit.kernel.start import start_system
 from iommukit.machine.model import BootSpec, Machine
-from iommukit_amd_vi.unit import AmdModel
+from iommukit_amd_vi.model.unit import AmdModel
 from iommukit_amd_vi.units import Iommu
 
 from .amd_vi import AMD, REGISTRY

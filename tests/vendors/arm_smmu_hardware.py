@@ -12,8 +12,8 @@ from iommukit.kernel.profiles import get_kernel
 from iommukit.kernel.start import start_system
 from iommukit.machine.model import BootSpec, Machine
 from iommukit.vendors import VendorRegistry
-from iommukit_arm_smmu.configuration import Features
-from iommukit_arm_smmu.unit import SmmuUnit
+from iommukit_arm_smmu.model.configuration import Features
+from iommukit_arm_smmu.model.unit import SmmuUnit
 
 BASE, REGISTERS = 0x4000_0000, 0x0905_0000
 TABLE, CONTEXT, COMMANDS, EVENTS, POOL = (BASE + offset for offset in (0x10_0000, 0x12_0000, 0x12_1000, 0x12_2000, 0x20_0000))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iommukit.hw.platform import UNMAPPED
-from iommukit_amd_vi.commands import pages_of
+from iommukit_amd_vi.model.commands import pages_of
 from iommukit_amd_vi.queue import EVERYTHING, inv_address
 from iommukit_amd_vi.units import Iommu
 

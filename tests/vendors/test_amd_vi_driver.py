@@ -13,8 +13,8 @@ from iommukit.hw.platform import UNMAPPED
 from iommukit.hw.walk import Mode
 from iommukit_amd_vi.attach import aligned_pieces
 from iommukit_amd_vi.layout import Command
+from iommukit_amd_vi.model.unit import AmdModel
 from iommukit_amd_vi.start import start
-from iommukit_amd_vi.unit import AmdModel
 from iommukit_amd_vi.units import Iommu
 
 from .amd_vi import KERNELS

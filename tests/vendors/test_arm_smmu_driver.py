@@ -13,9 +13,9 @@ from iommukit.errors import IommuError
 from iommukit.hw.fault import Fault, FaultKind
 from iommukit.hw.platform import ModelPlatform
 from iommukit.machine.model import Machine
-from iommukit_arm_smmu.configuration import Features
 from iommukit_arm_smmu.emulated import emulated_machine
-from iommukit_arm_smmu.unit import SmmuUnit
+from iommukit_arm_smmu.model.configuration import Features
+from iommukit_arm_smmu.model.unit import SmmuUnit
 from tests.vendors.arm_smmu_hardware import ARM, NIC, REGISTERS, Recorded, boot, parts, reaches, running
 
 RW = Prot.READ | Prot.WRITE

@@ -10,7 +10,6 @@ from iommukit.errors import InputError
 from iommukit.hw.decode import Decoded, Kind, TableFormat, TableLevel, pages
 from iommukit.hw.memory import TableReader, Words
 from iommukit.hw.walk import Leaf, Mode, Step, Walk
-from iommukit_amd_vi.device_table import DeviceEntry, decode
 from iommukit_amd_vi.layout import (
     BASE_ADDRESS,
     DTE_SIZE,
@@ -38,6 +37,7 @@ from iommukit_amd_vi.layout import (
     TABLE_SIZE,
     Field,
 )
+from iommukit_amd_vi.model.device_table import DeviceEntry, decode
 
 ROOTS: Mapping[str, str] = {
     "devtab": "Device Table Base Address Register (MMIO Offset 0000h): address and size of the device table"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @hookimpl
 def create_unit(bus: ModelBus, unit: Unit) -> UnitModel:
     """The hardware model of an IOMMU."""
-    from iommukit_amd_vi.unit import AmdModel
+    from iommukit_amd_vi.model.unit import AmdModel
 
     return AmdModel(bus, unit.state.iommu)
 

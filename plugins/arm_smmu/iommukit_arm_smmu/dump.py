@@ -12,8 +12,8 @@ from iommukit.hw.decode import READ, WRITE, Decoded, Kind, TableFormat, TableLev
 from iommukit.hw.memory import TableReader, Words
 from iommukit.hw.walk import Leaf, Mode, Step, Walk
 from iommukit_arm_smmu import layout as bits
-from iommukit_arm_smmu.configuration import Config, Configuration, Features, Regime, Stream
-from iommukit_arm_smmu.events import Stopped
+from iommukit_arm_smmu.model.configuration import Config, Configuration, Features, Regime, Stream
+from iommukit_arm_smmu.model.events import Stopped
 
 ROOTS = {
     "strtab_base": "SMMU_STRTAB_BASE (offset 0x80): the stream table's address",

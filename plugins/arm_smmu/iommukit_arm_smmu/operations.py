@@ -31,7 +31,7 @@ def create_unit(bus: ModelBus, unit: Unit) -> UnitModel | None:
     smmu: Smmu = unit.state
     if smmu.version == 2:
         return None
-    from iommukit_arm_smmu.model import build_unit
+    from iommukit_arm_smmu.model.build import build_unit
 
     return build_unit(bus, smmu)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from iommukit.errors import InputError
 from iommukit.hw.memory import TableReader
 from iommukit_arm_smmu import layout as bits
-from iommukit_arm_smmu.events import Event, Stopped
+from iommukit_arm_smmu.model.events import Event, Stopped
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iommukit.hw.platform import Addresses
-from iommukit_amd_vi.device_table import READ, WRITE
 from iommukit_amd_vi.layout import (
     GUEST_A,
     GUEST_D,
@@ -23,7 +22,8 @@ from iommukit_amd_vi.layout import (
     PTE_PR,
     PTE_RESERVED,
 )
-from iommukit_amd_vi.walker import (
+from iommukit_amd_vi.model.device_table import READ, WRITE
+from iommukit_amd_vi.model.walker import (
     GUEST_LEVELS,
     HOST_LEVELS,
     ILLEGAL_LEVEL,
@@ -39,7 +39,7 @@ from iommukit_amd_vi.walker import (
 
 if TYPE_CHECKING:
     from iommukit.hw.memory import PhysicalMemory
-    from iommukit_amd_vi.caches import DirectoryCache
+    from iommukit_amd_vi.model.caches import DirectoryCache
 
 Indices = NDArray[np.intp]
 Permissions = NDArray[np.uint8]

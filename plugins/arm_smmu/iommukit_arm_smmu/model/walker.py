@@ -16,8 +16,8 @@ from iommukit.hw.memory import PhysicalMemory
 from iommukit.hw.platform import UNMAPPED, Addresses
 from iommukit.hw.tlb import Tlb
 from iommukit_arm_smmu import layout as bits
-from iommukit_arm_smmu.configuration import Regime
-from iommukit_arm_smmu.events import Event, Stopped
+from iommukit_arm_smmu.model.configuration import Regime
+from iommukit_arm_smmu.model.events import Event, Stopped
 
 GLOBAL, STAGE_2 = -1, -2
 """In a tag, in place of an ASID: translations of every ASID (nG clear), and of stage 2."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iommukit_amd_vi.device_table import READ, WRITE
 from iommukit_amd_vi.layout import (
     EVENT_PE,
     EVENT_PR,
@@ -27,10 +26,11 @@ from iommukit_amd_vi.layout import (
     PTE_RESERVED,
     Event,
 )
+from iommukit_amd_vi.model.device_table import READ, WRITE
 
 if TYPE_CHECKING:
     from iommukit.hw.memory import PhysicalMemory
-    from iommukit_amd_vi.caches import DirectoryCache
+    from iommukit_amd_vi.model.caches import DirectoryCache
 
 
 @dataclass(frozen=True, slots=True)

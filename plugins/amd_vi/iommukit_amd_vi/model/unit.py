@@ -9,9 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iommukit.hw.platform import UNMAPPED, Addresses
-from iommukit_amd_vi.caches import PRESENT, Caches, Tag
-from iommukit_amd_vi.commands import MasterAbort, kind_of
-from iommukit_amd_vi.device_table import READ, WRITE, DeviceEntry, decode
 from iommukit_amd_vi.layout import (
     BASE_ADDRESS,
     CMD_BUF_EN,
@@ -41,8 +38,11 @@ from iommukit_amd_vi.layout import (
     Event,
     Register,
 )
-from iommukit_amd_vi.ring import Ring
-from iommukit_amd_vi.walker import (
+from iommukit_amd_vi.model.caches import PRESENT, Caches, Tag
+from iommukit_amd_vi.model.commands import MasterAbort, kind_of
+from iommukit_amd_vi.model.device_table import READ, WRITE, DeviceEntry, decode
+from iommukit_amd_vi.model.ring import Ring
+from iommukit_amd_vi.model.walker import (
     NOT_PRESENT,
     PERMISSION,
     Refusal,
@@ -51,7 +51,7 @@ from iommukit_amd_vi.walker import (
     walk_guest,
     walk_host,
 )
-from iommukit_amd_vi.walker_many import Found, walk_guest_many, walk_host_many
+from iommukit_amd_vi.model.walker_many import Found, walk_guest_many, walk_host_many
 
 if TYPE_CHECKING:
     from iommukit.hw.bus import ModelBus

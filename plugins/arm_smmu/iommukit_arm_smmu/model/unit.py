@@ -14,10 +14,10 @@ import numpy as np
 from iommukit.hw.memory import PhysicalMemory
 from iommukit.hw.platform import UNMAPPED, Addresses
 from iommukit_arm_smmu import layout as bits
-from iommukit_arm_smmu.command_queue import CommandQueue
-from iommukit_arm_smmu.configuration import Config, Configuration, Features, Regime
-from iommukit_arm_smmu.events import Event, EventQueue, Stopped, record
-from iommukit_arm_smmu.walker import Walker
+from iommukit_arm_smmu.model.command_queue import CommandQueue
+from iommukit_arm_smmu.model.configuration import Config, Configuration, Features, Regime
+from iommukit_arm_smmu.model.events import Event, EventQueue, Stopped, record
+from iommukit_arm_smmu.model.walker import Walker
 
 QUEUE_BITS = 19
 """Log2 of the most entries that a queue may have (IDR1.CMDQS, IDR1.EVENTQS)."""

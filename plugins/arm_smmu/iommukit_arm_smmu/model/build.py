@@ -5,9 +5,9 @@ from __future__ import annotations
 from iommukit.errors import IommuError
 from iommukit.hw.bus import ModelBus
 from iommukit_arm_smmu import layout as bits
-from iommukit_arm_smmu.configuration import Features
+from iommukit_arm_smmu.model.configuration import Features
+from iommukit_arm_smmu.model.unit import GRANULES, SmmuUnit
 from iommukit_arm_smmu.smmu import Smmu
-from iommukit_arm_smmu.unit import GRANULES, SmmuUnit
 
 
 def build_unit(bus: ModelBus, smmu: Smmu) -> SmmuUnit:

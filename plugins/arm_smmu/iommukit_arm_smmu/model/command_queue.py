@@ -10,8 +10,8 @@ from typing import Any
 
 from iommukit.hw.memory import PhysicalMemory
 from iommukit_arm_smmu import layout as bits
-from iommukit_arm_smmu.configuration import Caches, Features
-from iommukit_arm_smmu.walker import GLOBAL, STAGE_2, Walker
+from iommukit_arm_smmu.model.configuration import Caches, Features
+from iommukit_arm_smmu.model.walker import GLOBAL, STAGE_2, Walker
 
 Work = Callable[["CommandQueue", int, int], None]
 """Does what a command says, given its two words."""

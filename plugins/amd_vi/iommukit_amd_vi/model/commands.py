@@ -29,7 +29,7 @@ from iommukit_amd_vi.layout import (
 )
 
 if TYPE_CHECKING:
-    from iommukit_amd_vi.unit import AmdModel
+    from iommukit_amd_vi.model.unit import AmdModel
 
 ANY = (1 << 64) - 1
 

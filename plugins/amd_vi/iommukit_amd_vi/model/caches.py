@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from iommukit.hw.platform import Addresses
 from iommukit.hw.tlb import LAST, Tlb
-from iommukit_amd_vi.device_table import DeviceEntry
-from iommukit_amd_vi.walker import level_shift
+from iommukit_amd_vi.model.device_table import DeviceEntry
+from iommukit_amd_vi.model.walker import level_shift
 
 Tag = tuple[int, int | None]
 """Domain id and PASID; no PASID: host tables."""
