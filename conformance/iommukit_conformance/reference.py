@@ -16,7 +16,7 @@ from iommukit.dma.setup import iommu_setup_dma_ops
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import InputError, IommuError
 from iommukit.group import Group
-from iommukit.hookspecs import ExampleDevice, FlushQueueOptions, Gather, VendorDeclaration, hookimpl
+from iommukit.hookspecs import ExampleDevice, FlushQueueOptions, Gather, Mistake, VendorDeclaration, hookimpl
 from iommukit.hw.bus import ModelBus
 from iommukit.hw.fault import Fault
 from iommukit.hw.platform import Addresses, UnitModel
@@ -205,6 +205,13 @@ class Reference:
         """What the unit holds."""
         control: Control = unit.state.control
         return control.take_faults()
+
+    @hookimpl
+    def mistakes(self) -> Sequence[Mistake]:
+        """Mistakes in using this hardware, for the suite to be tested with."""
+        from iommukit_conformance.wrong.reference_mistakes import MISTAKES
+
+        return MISTAKES
 
     # ---- devices -----------------------------------------------------------------------------------------------------
 

@@ -285,9 +285,9 @@ def _switching(lab: Lab, variant: str, ends: HookEnds, *, registers: bool) -> Fi
             yield f"the direct region at {region.start:#x} is out of reach {where}"
 
 
-@with_lab("ATTACH-10")
+@with_lab("ATTACH-10", kernels=("rfc", "6.1", "6.12", "7.2"))
 def test_direct_regions_at_each_return(lab: Lab, variant: str) -> Findings:
-    """DMA-FQ, DMA, identity and back, at every return of a hook."""
+    """DMA-FQ, DMA, identity and back, at every return of a hook.  With the posted patch the core itself leaves a gap."""
     yield from _switching(lab, variant, HookEnds(), registers=False)
 
 

@@ -14,10 +14,7 @@ from iommukit.hw.platform import Initiator, Platform
 
 
 class WatchedBus:
-    """A bus with an ear: ``after`` is called when a register write, or an instruction that changes something, is done.
-
-    While it is ``holding`` they are kept back until ``let_go``, as writes that nobody has waited for.
-    """
+    """A bus with an ear: ``after`` is called when a register write, or an instruction that changes something, is done."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
@@ -27,25 +24,11 @@ class WatchedBus:
         if bus.instructions is not None:
             self.instructions = WatchedInstructions(bus.instructions, self)
         self.after: Callable[[], None] | None = None
-        self.holding = False
-        self._held: list[Callable[[], Any]] = []
 
-    def carry_out(self, action: Callable[[], Any], otherwise: Any = None) -> Any:
-        """Do something to the hardware, now or, while ``holding``, later; then tell."""
-        if self.holding:
-            self._held.append(action)
-            return otherwise
-        answer = action()
+    def tell(self) -> None:
+        """Something was done to the hardware."""
         if self.after is not None:
             self.after()
-        return answer
-
-    def let_go(self) -> None:
-        """Do what was held back."""
-        self.holding = False
-        held, self._held = self._held, []
-        for action in held:
-            self.carry_out(action)
 
     def read(self, address: int, size: int) -> int:
         """Read a register."""
@@ -53,13 +36,12 @@ class WatchedBus:
 
     def write(self, address: int, size: int, value: int) -> None:
         """Write a register."""
-        self.carry_out(lambda: self.bus.write(address, size, value))
+        self.bus.write(address, size, value)
+        self.tell()
 
 
 class WatchedInstructions:
     """The PCI instructions of such a bus."""
-
-    DONE = Completion(0)
 
     def __init__(self, instructions: PciInstructions, bus: WatchedBus) -> None:
         self._do = instructions
@@ -79,12 +61,14 @@ class WatchedInstructions:
 
     def refresh_translations(self, handle: int, address: int, size: int) -> Completion:
         """Passed on and told."""
-        answer: Completion = self._bus.carry_out(lambda: self._do.refresh_translations(handle, address, size), self.DONE)
+        answer = self._do.refresh_translations(handle, address, size)
+        self._bus.tell()
         return answer
 
     def modify_controls(self, handle: int, operation: int, space: int, block: bytes) -> Completion:
         """Passed on and told."""
-        answer: Completion = self._bus.carry_out(lambda: self._do.modify_controls(handle, operation, space, block), self.DONE)
+        answer = self._do.modify_controls(handle, operation, space, block)
+        self._bus.tell()
         return answer
 
     def store_event(self) -> bytes | None:
