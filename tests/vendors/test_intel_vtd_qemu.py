@@ -12,7 +12,7 @@ from iommukit.hw.fault import FaultKind
 from iommukit.kernel.profiles import get_kernel
 from iommukit.kernel.start import start_system
 from iommukit.machine.model import BootSpec, Machine
-from iommukit_intel_vtd.qemu import MACHINE, emulated_machine
+from iommukit_intel_vtd.emulated import MACHINE, emulated_machine
 from iommukit_oracle.hardware.platform import QemuPlatform
 from tests.oracle.conftest import need
 from tests.vendors.intel_vtd import INTEL, OPS, REGISTRY

@@ -7,7 +7,7 @@ import numpy as np
 from iommukit.hw.memory import PhysicalMemory
 from iommukit.hw.platform import UNMAPPED
 from iommukit_intel_vtd.capabilities import Capabilities
-from iommukit_intel_vtd.unit import VtdUnit
+from iommukit_intel_vtd.model.unit import VtdUnit
 
 CAP, ECAP, GCMD, GSTS, RTADDR, CCMD, FSTS, FECTL, PMEN = 0x08, 0x10, 0x18, 0x1C, 0x20, 0x28, 0x34, 0x38, 0x64
 IQH, IQT, IQA, IQERCD, IVA, IOTLB, FRCD = 0x80, 0x88, 0x90, 0xB0, 0xF0, 0xF8, 0x220

@@ -29,9 +29,9 @@ from iommukit_intel_vtd.capabilities import (
     SSTS,
     Capabilities,
 )
-from iommukit_intel_vtd.contexts import DeviceTables, Entry, Route, Use
 from iommukit_intel_vtd.layout import PAGE_BITS, RTADDR_TTM, TTM_LEGACY, TTM_SCALABLE
-from iommukit_intel_vtd.walker import USER, Stage, Stages
+from iommukit_intel_vtd.model.contexts import DeviceTables, Entry, Route, Use
+from iommukit_intel_vtd.model.walker import USER, Stage, Stages
 
 if TYPE_CHECKING:
     from iommukit.hw.memory import TableReader, Words

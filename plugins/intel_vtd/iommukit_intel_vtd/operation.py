@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from iommukit.hw.memory import TableReader
     from iommukit.hw.platform import Addresses
     from iommukit.hw.walk import Walk
+    from iommukit_intel_vtd.model.unit import VtdUnit
     from iommukit_intel_vtd.running import RunningUnit
     from iommukit_intel_vtd.space import AddressSpace
-    from iommukit_intel_vtd.unit import VtdUnit
 
 
 def _running(unit: Unit) -> RunningUnit:
@@ -46,7 +46,7 @@ def _space(domain: Domain) -> AddressSpace:
 @hookimpl
 def create_unit(bus: ModelBus, unit: Unit) -> VtdUnit:
     """The hardware model of a unit, its registers at the address that the DMAR table names."""
-    from iommukit_intel_vtd.unit import VtdUnit
+    from iommukit_intel_vtd.model.unit import VtdUnit
 
     state = unit.state
     assert isinstance(state, RemappingUnit)
@@ -171,7 +171,7 @@ def walk_tables(memory: TableReader, roots: Mapping[str, int], requester: int | 
 @hookimpl
 def emulation(version: tuple[int, int]) -> Emulation | None:
     """QEMU's q35 with an ``intel-iommu``."""
-    from iommukit_intel_vtd.qemu import emulated_machine
+    from iommukit_intel_vtd.emulated import emulated_machine
 
     return emulated_machine(version)
 
@@ -179,6 +179,6 @@ def emulation(version: tuple[int, int]) -> Emulation | None:
 @hookimpl
 def mistakes() -> Sequence[Mistake]:
     """Wrong drivers to try the suite with."""
-    from iommukit_intel_vtd.wrong_drivers import MISTAKES
+    from iommukit_intel_vtd.wrong_use import MISTAKES
 
     return MISTAKES

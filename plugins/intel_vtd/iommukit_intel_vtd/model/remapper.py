@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from iommukit.hw.platform import UNMAPPED, Addresses
 from iommukit.hw.tlb import LAST, Tlb
 from iommukit_intel_vtd.capabilities import CM, MAMV, MGAW, PSI, Capabilities
-from iommukit_intel_vtd.contexts import ContextCache, DeviceTables, Route, Use, tag_of
-from iommukit_intel_vtd.faultlog import FaultLog
 from iommukit_intel_vtd.layout import (
     IH,
     INTERRUPT_WINDOW,
@@ -26,8 +24,10 @@ from iommukit_intel_vtd.layout import (
     PasidIotlbGranularity,
     Reason,
 )
-from iommukit_intel_vtd.translation import Translator
-from iommukit_intel_vtd.walker import DIRTY, READ, WRITE, Stages, Stopped
+from iommukit_intel_vtd.model.contexts import ContextCache, DeviceTables, Route, Use, tag_of
+from iommukit_intel_vtd.model.faultlog import FaultLog
+from iommukit_intel_vtd.model.translation import Translator
+from iommukit_intel_vtd.model.walker import DIRTY, READ, WRITE, Stages, Stopped
 
 if TYPE_CHECKING:
     from iommukit.hw.memory import PhysicalMemory

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from iommukit.errors import InputError
 from iommukit.hw.tlb import FEW, Addresses, Permissions, Tlb
-from iommukit_intel_vtd.contexts import Route
 from iommukit_intel_vtd.layout import Reason
-from iommukit_intel_vtd.walker import ACCESSED, DIRTIED, DIRTY, READ, USER, WRITE, Stages, Stopped, descend, entry_shift
+from iommukit_intel_vtd.model.contexts import Route
+from iommukit_intel_vtd.model.walker import ACCESSED, DIRTIED, DIRTY, READ, USER, WRITE, Stages, Stopped, descend, entry_shift
 
 if TYPE_CHECKING:
     from iommukit.hw.memory import PhysicalMemory

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from iommukit.hw.platform import UNMAPPED, Addresses
 from iommukit_intel_vtd.capabilities import DT, ESRTPS, FRO, IR, IRO, NFR, PHMR, PLMR, QI, SMTS, Capabilities
-from iommukit_intel_vtd.faultlog import FaultLog
 from iommukit_intel_vtd.layout import (
     CCMD_CAIG,
     CCMD_CIRG,
@@ -22,8 +21,9 @@ from iommukit_intel_vtd.layout import (
     Gcmd,
     Reg,
 )
-from iommukit_intel_vtd.queue import BAD_RESERVED, BadDescriptor, InvalidationQueue, Words
-from iommukit_intel_vtd.remapper import BadRequest, Remapper
+from iommukit_intel_vtd.model.faultlog import FaultLog
+from iommukit_intel_vtd.model.queue import BAD_RESERVED, BadDescriptor, InvalidationQueue, Words
+from iommukit_intel_vtd.model.remapper import BadRequest, Remapper
 
 if TYPE_CHECKING:
     from iommukit.hw.memory import PhysicalMemory

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from iommukit.hw.memory import TableReader
 from iommukit_intel_vtd.capabilities import DT, FS1GP, SC, SSLPS, Capabilities
-from iommukit_intel_vtd.contexts import Route, Use
 from iommukit_intel_vtd.layout import Reason
+from iommukit_intel_vtd.model.contexts import Route, Use
 
 READ, WRITE, DIRTY = 1, 2, 4
 """Permissions as the caches keep them.  ``DIRTY``: a write need not set the leaf's dirty bit first."""
