@@ -78,6 +78,39 @@ def test_a_vendor_imports_the_core_and_itself(vendor: str) -> None:
     assert not wrong
 
 
+WRITES_TABLES = tuple(f"iommukit.hw.{name}" for name in ("format", "radix", "tree", "fill"))
+"""The driver's engine: a model that used it would agree with the driver's mistakes."""
+DESCRIBES_UNITS = {"intel_vtd": ("capabilities", "remapping"), "amd_vi": ("units",), "arm_smmu": ("smmu",), "s390": ("functions",)}
+"""Modules that say what a unit is, not how anything is written: the model may ask them, beside the names of bits."""
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_model_knows_nothing_of_its_driver(vendor: str) -> None:
+    own = f"iommukit_{vendor}"
+    allowed = (f"{own}.model", f"{own}.layout", *(f"{own}.{name}" for name in DESCRIBES_UNITS[vendor]))
+    files = list((ROOT / "plugins" / vendor / own / "model").glob("*.py"))
+    wrong = [
+        (path, module)
+        for path in files
+        for module in _imports(path)
+        if module.startswith(WRITES_TABLES) or (module.startswith(f"{own}.") and not module.startswith(allowed))
+    ]
+    assert len(files) > 3
+    assert not wrong
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_driver_knows_nothing_of_the_model(vendor: str) -> None:
+    """But for the one hook that builds it, and for reading dumps as hardware would."""
+    own = f"iommukit_{vendor}"
+    users = {
+        path.name
+        for path in (ROOT / "plugins" / vendor / own).glob("*.py")
+        if any(module.startswith(f"{own}.model") for module in _imports(path))
+    }
+    assert len(users - {"dump.py"}) <= 1, users
+
+
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_no_module_has_a_hook_s_name(vendor: str) -> None:
     """Importing it would put the module in the hook's place in the package."""

@@ -13,9 +13,9 @@ from iommukit.kernel.start import start_system
 from iommukit.machine.model import BootSpec, Machine
 from iommukit.policy import Era
 from iommukit.vendors import VendorRegistry
-from iommukit_s390.facility import Facility
 from iommukit_s390.functions import find_functions
-from iommukit_s390.unit import FunctionModel
+from iommukit_s390.model.facility import Facility
+from iommukit_s390.model.unit import FunctionModel
 
 REGISTRY = VendorRegistry()
 S390 = REGISTRY.register(iommukit_s390, "s390")

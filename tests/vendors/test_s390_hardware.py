@@ -18,7 +18,7 @@ from iommukit.hw.bus import Completion
 from iommukit.hw.fault import Fault, FaultKind
 from iommukit.hw.platform import UNMAPPED
 from iommukit.hw.walk import Mode
-from iommukit_s390.unit import State
+from iommukit_s390.model.unit import State
 from iommukit_s390.zpci import enable
 from tests.vendors.s390 import KERNELS, REGISTRY, S390, SDMA, Program, boot, machine
 

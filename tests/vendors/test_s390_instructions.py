@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from iommukit.hw.bus import Completion
-from iommukit_s390.unit import State
+from iommukit_s390.model.unit import State
 from tests.vendors.s390 import PROTECT, REGION_FIRST, REGION_SECOND, REGION_THIRD, ROOT, SDMA, SEGMENT, Program
 
 OPERAND = 0x15

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iommukit.hw.platform import UNMAPPED
-from iommukit_s390.unit import State
+from iommukit_s390.model.unit import State
 from tests.vendors.s390 import (
     FRAME,
     INVALID,

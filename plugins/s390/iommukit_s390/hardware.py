@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from iommukit.hw.fault import Fault
     from iommukit.hw.memory import TableReader
     from iommukit.hw.walk import Walk
-    from iommukit_s390.unit import FunctionModel
+    from iommukit_s390.model.unit import FunctionModel
 
 
 @hookimpl
 def create_unit(bus: ModelBus, unit: Unit) -> FunctionModel:
     """A function of the machine's facility, which the first one brings."""
-    from iommukit_s390.facility import Facility
+    from iommukit_s390.model.facility import Facility
 
     if bus.instructions is None:
         bus.instructions = Facility(bus.memory)

@@ -28,8 +28,8 @@ from iommukit_s390.layout import (
     EventCode,
     TableType,
 )
-from iommukit_s390.shadow import Buffer, Identity, Shadow, Translation
-from iommukit_s390.walker import Anchor, TableError
+from iommukit_s390.model.shadow import Buffer, Identity, Shadow, Translation
+from iommukit_s390.model.walker import Anchor, TableError
 
 if TYPE_CHECKING:
     from iommukit_s390.functions import Function

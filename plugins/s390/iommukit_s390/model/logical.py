@@ -35,7 +35,7 @@ from iommukit_s390.layout import (
     Command,
     Response,
 )
-from iommukit_s390.unit import FunctionModel, State
+from iommukit_s390.model.unit import FunctionModel, State
 
 MOST_FUNCTIONS = 0xFFFF
 _FUNCTION_ANSWER, _GROUP_ANSWER, _SET_ANSWER = 144, 64, 32

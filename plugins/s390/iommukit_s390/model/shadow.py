@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from iommukit.hw.memory import PhysicalMemory, Words
 from iommukit.hw.tlb import Tlb
 from iommukit_s390.layout import PAGE_FRAME, PAGE_SHIFT, PROTECT, SEGMENT_SHIFT
-from iommukit_s390.walker import (
+from iommukit_s390.model.walker import (
     PAGES,
     VALID,
     Anchor,

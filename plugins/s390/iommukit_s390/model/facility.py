@@ -33,9 +33,9 @@ from iommukit_s390.layout import (
     EventCode,
     Status,
 )
-from iommukit_s390.logical import LogicalProcessor
-from iommukit_s390.unit import FunctionModel, State
-from iommukit_s390.walker import TableError
+from iommukit_s390.model.logical import LogicalProcessor
+from iommukit_s390.model.unit import FunctionModel, State
+from iommukit_s390.model.walker import TableError
 
 if TYPE_CHECKING:
     from iommukit_s390.functions import Function
