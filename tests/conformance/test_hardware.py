@@ -21,7 +21,8 @@ from iommukit_conformance.hardware import on_hardware, open_rig, variants
 from iommukit_conformance.lab import Bench, Lab
 from iommukit_conformance.reference import NAME, Reference
 from iommukit_conformance.rig import ELSEWHERE, Rig
-from iommukit_conformance.suite import cases
+from iommukit_conformance.selection import select
+from iommukit_conformance.suite import cases, runs_on
 from iommukit_conformance.summary import Matrix
 from iommukit_conformance.wrong.judge import mistakes_of, try_mistake
 from iommukit_conformance.wrong.runner import judge_on_hardware
@@ -299,3 +300,19 @@ def test_the_table_has_a_column_for_each_hardware() -> None:
     assert model.split()[:5] == ["acme", "hurries", "TLB-01", "rejected", "-"]
     assert emulator.split()[:5] == ["acme", "hurries", "TLB-01", "-", "unseen"]
     assert "(1 of 1 rejected by the rule that names it)" in head
+
+
+# ---- choosing --------------------------------------------------------------------------------------------------------
+
+
+def test_an_emulator_is_for_two_kernels_and_hardware_cases_only() -> None:
+    assert [kernel.name for kernel in select(hardware="qemu").kernels] == ["6.1", "7.2"]
+    assert [kernel.name for kernel in select(hardware="qemu", kernels=["rfc"]).kernels] == ["rfc"]
+    assert len(select().kernels) > 2
+    left = {case.stage for case in cases() if runs_on(case, "qemu")}
+    assert left == {Stage.SMOKE, Stage.HARDWARE}
+
+
+def test_hardware_that_does_not_exist_is_bad_usage() -> None:
+    with pytest.raises(InputError, match="no hardware 'paper'; installed: model, qemu"):
+        select(hardware="paper")
