@@ -8,19 +8,15 @@ from typing import Any
 from iommukit.device import Device, Unit
 from iommukit.hookspecs import Emulation
 from iommukit.hw.bus import Bus, Completion, PciInstructions
-from iommukit.hw.clock import Clock
-from iommukit.hw.memory import PhysicalMemory
+from iommukit.hw.passing import PassingBus, PassingInstructions
 from iommukit.hw.platform import Initiator, Platform
 
 
-class WatchedBus:
+class WatchedBus(PassingBus):
     """A bus with an ear: ``after`` is called when a register write, or an instruction that changes something, is done."""
 
     def __init__(self, bus: Bus) -> None:
-        self.bus = bus
-        self.memory: PhysicalMemory = bus.memory
-        self.clock: Clock = bus.clock
-        self.instructions: PciInstructions | None = None
+        super().__init__(bus)
         if bus.instructions is not None:
             self.instructions = WatchedInstructions(bus.instructions, self)
         self.after: Callable[[], None] | None = None
@@ -30,50 +26,30 @@ class WatchedBus:
         if self.after is not None:
             self.after()
 
-    def read(self, address: int, size: int) -> int:
-        """Read a register."""
-        return self.bus.read(address, size)
-
     def write(self, address: int, size: int, value: int) -> None:
         """Write a register."""
-        self.bus.write(address, size, value)
+        super().write(address, size, value)
         self.tell()
 
 
-class WatchedInstructions:
+class WatchedInstructions(PassingInstructions):
     """The PCI instructions of such a bus."""
 
     def __init__(self, instructions: PciInstructions, bus: WatchedBus) -> None:
-        self._do = instructions
+        super().__init__(instructions)
         self._bus = bus
-
-    def clp(self, request: bytes) -> tuple[Completion, bytes]:
-        """Passed on."""
-        return self._do.clp(request)
-
-    def load(self, handle: int, space: int, offset: int, size: int) -> Completion:
-        """Passed on."""
-        return self._do.load(handle, space, offset, size)
-
-    def store(self, handle: int, space: int, offset: int, value: int, size: int) -> Completion:
-        """Passed on."""
-        return self._do.store(handle, space, offset, value, size)
 
     def refresh_translations(self, handle: int, address: int, size: int) -> Completion:
         """Passed on and told."""
-        answer = self._do.refresh_translations(handle, address, size)
+        answer = super().refresh_translations(handle, address, size)
         self._bus.tell()
         return answer
 
     def modify_controls(self, handle: int, operation: int, space: int, block: bytes) -> Completion:
         """Passed on and told."""
-        answer = self._do.modify_controls(handle, operation, space, block)
+        answer = super().modify_controls(handle, operation, space, block)
         self._bus.tell()
         return answer
-
-    def store_event(self) -> bytes | None:
-        """Passed on."""
-        return self._do.store_event()
 
 
 class WatchedPlatform:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from iommukit.device import Device, Unit
 from iommukit.domain import Domain
 from iommukit.hookspecs import Mistake, hookimpl
+from iommukit.hw.passing import PassingBus
 from iommukit_amd_vi.attach import entry_bits, requester_ids, retarget
 from iommukit_amd_vi.domains import AmdDomain
 from iommukit_amd_vi.layout import (
@@ -42,7 +43,7 @@ NOTHING: COMMAND = (OPCODE.of(Command.COMPLETION_WAIT), 0)
 """A command without effect."""
 
 
-class Meddler:
+class Meddler(PassingBus):
     """A bus that passes on what the driver does, but for what a mistake changes.
 
     ``alter`` sees each command that the driver rings for, and answers what is in the buffer instead.  While ``mute``, the tail
@@ -50,10 +51,7 @@ class Meddler:
     """
 
     def __init__(self, bus: Bus, base: int, alter: Callable[[int, int], COMMAND] | None, dropped: frozenset[int]) -> None:
-        self.bus = bus
-        self.memory = bus.memory
-        self.clock = bus.clock
-        self.instructions = bus.instructions
+        super().__init__(bus)
         self.alter = alter
         self.mute = False
         self.active = True
@@ -61,10 +59,6 @@ class Meddler:
         self._dropped = dropped
         self._ring = 0
         self._tail = 0
-
-    def read(self, address: int, size: int) -> int:
-        """Read a register."""
-        return self.bus.read(address, size)
 
     def write(self, address: int, size: int, value: int) -> None:
         """Write a register, or do not."""
@@ -77,7 +71,7 @@ class Meddler:
             self._change(value)
         elif register in self._dropped:
             return
-        self.bus.write(address, size, value)
+        super().write(address, size, value)
 
     def _change(self, tail: int) -> None:
         """Go through the commands up to the new tail."""

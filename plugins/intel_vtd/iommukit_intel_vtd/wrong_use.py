@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from iommukit.device import Device, Unit
 from iommukit.domain import Domain
 from iommukit.hookspecs import Mistake, hookimpl
+from iommukit.hw.passing import PassingBus
 from iommukit_intel_vtd.capabilities import FRO
 from iommukit_intel_vtd.domains import PagingDomain
 from iommukit_intel_vtd.invalidation import Request, context_global, iotlb_domain, iotlb_global
@@ -39,7 +40,7 @@ def _of_pages(low: int) -> bool:
     return _kind(low) in PAGES and low >> 4 & 3 == Granularity.SELECTIVE
 
 
-class Meddler:
+class Meddler(PassingBus):
     """A bus that passes on what the driver does, but for what a mistake changes.
 
     ``alter`` sees each descriptor that the driver rings for, and answers what is in the queue instead.  While ``mute``, the tail
@@ -47,19 +48,12 @@ class Meddler:
     """
 
     def __init__(self, bus: Bus, base: int, mistake: OnTheBus) -> None:
-        self.bus = bus
-        self.memory = bus.memory
-        self.clock = bus.clock
-        self.instructions = bus.instructions
+        super().__init__(bus)
         self.mute = False
         self._base = base
         self._mistake = mistake
         self._queue = 0
         self._tail = 0
-
-    def read(self, address: int, size: int) -> int:
-        """Read a register."""
-        return self.bus.read(address, size)
 
     def write(self, address: int, size: int, value: int) -> None:
         """Write a register, or do not."""
@@ -72,7 +66,7 @@ class Meddler:
                 return
         elif self._mistake.drops(register):
             return
-        self.bus.write(address, size, value)
+        super().write(address, size, value)
 
     def _change(self, tail: int) -> None:
         """Go through the descriptors up to the new tail."""

@@ -16,6 +16,7 @@ from iommukit.domain import Domain
 from iommukit.hookspecs import Mistake, hookimpl
 from iommukit.hw.bus import Completion, PciInstructions
 from iommukit.hw.format import Entry, Format, Level
+from iommukit.hw.passing import PassingInstructions
 from iommukit_s390.functions import PAGE, Function
 from iommukit_s390.layout import CC_DONE, FIB_IOTA, FIB_LIMIT, PROTECT, Control
 from iommukit_s390.tables import PagingDomain, ZpciFormat
@@ -25,38 +26,14 @@ Hook = Generator[None, Any, Any]
 """A wrapper: it yields once, to let the driver do its work."""
 
 
-class Instructions:
-    """The machine's instructions, passed on as they are: what mistakes are made of."""
+class Instructions(PassingInstructions):
+    """The machine's instructions: what mistakes are made of."""
 
     def __init__(self, real: PciInstructions, function: Function) -> None:
-        self.real = real
+        super().__init__(real)
         self.function = function
         self.wrong = False
         """The mistake is being made."""
-
-    def clp(self, request: bytes) -> tuple[Completion, bytes]:
-        """Call Logical Processor."""
-        return self.real.clp(request)
-
-    def load(self, handle: int, space: int, offset: int, size: int) -> Completion:
-        """PCI Load."""
-        return self.real.load(handle, space, offset, size)
-
-    def store(self, handle: int, space: int, offset: int, value: int, size: int) -> Completion:
-        """PCI Store."""
-        return self.real.store(handle, space, offset, value, size)
-
-    def refresh_translations(self, handle: int, address: int, size: int) -> Completion:
-        """Refresh PCI Translations."""
-        return self.real.refresh_translations(handle, address, size)
-
-    def modify_controls(self, handle: int, operation: int, space: int, block: bytes) -> Completion:
-        """Modify PCI Function Controls."""
-        return self.real.modify_controls(handle, operation, space, block)
-
-    def store_event(self) -> bytes | None:
-        """Store Event Information."""
-        return self.real.store_event()
 
 
 class Quiet(Instructions):
