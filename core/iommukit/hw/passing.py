@@ -1,4 +1,4 @@
-"""A bus, and instructions, that pass on what they are given: what watches or meddles between driver and hardware is made of them."""
+"""A bus, and instructions, that pass on what they are given: what stands between driver and hardware is made of them."""
 
 from __future__ import annotations
 
