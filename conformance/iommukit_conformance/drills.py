@@ -56,6 +56,7 @@ CLAIM: Spec = {"claim": {"group_of": "nic"}}
 RELEASE: Spec = {"release": {"group_of": "nic"}}
 REMOVE: Spec = {"remove": {"device": "nic"}}
 ADD: Spec = {"add": {"device": "nic"}}
+DMA: Spec = {"dma": {"device": "nic", "map": "12KiB"}}
 READ: Spec = {"read": {"group_of": "nic", "file": "reserved_regions"}}
 
 
@@ -68,6 +69,7 @@ SCRIPTS: Mapping[str, Sequence[Spec]] = {
     "in-use": [BIND, *_write("DMA-FQ", "DMA", "identity", "auto"), UNBIND, *_write("DMA", "auto")],
     "owned": [*_write("DMA"), CLAIM, *_write("identity", "DMA-FQ"), RELEASE, *_write("auto"), CLAIM, RELEASE, READ],
     "comes-and-goes": [REMOVE, ADD, *_write("DMA", "auto"), REMOVE, ADD, READ],
+    "moves-data": [BIND, DMA, *_write("DMA-FQ"), DMA, UNBIND, *_write("DMA", "identity"), BIND, DMA, CLAIM, DMA],
     "trouble": [
         *_write("DMA"),
         _fail("attach_dev", "ENOMEM"),

@@ -1,16 +1,19 @@
 """What the hardware cases run on, and how they are written.
 
 A case is a function of a ``Rig``.  It is carried out once on a machine of two network cards, or on the vendor's own document of
-such a machine, and on the model once more on each of the vendor's ``hardware_variants``, each time on a fresh rig.
+such a machine, and once more on each variant: on the model the ``hardware_variants`` of the vendor's declaration, on an emulator
+those of its ``Emulation``; each time on a fresh rig.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from iommukit.errors import HardwareLost, InputError, IommuError, NotApplicable
+from iommukit.hookspecs import Emulation
 from iommukit.hw.platform import WindowClosed
 from iommukit.hw.platforms import model, platform_factory
 from iommukit.kernel.kernel import Kernel
@@ -18,7 +21,7 @@ from iommukit.kernel.profiles import PROFILES
 from iommukit.kernel.start import start_system
 from iommukit.machine.model import BootSpec, Machine
 from iommukit.policy import Era
-from iommukit.vendors import VendorRegistry
+from iommukit.vendors import Vendor, VendorRegistry
 from iommukit_conformance.case import Case, Finding, Findings, Stage, Undecided
 from iommukit_conformance.lab import MODEL, Lab
 from iommukit_conformance.rig import Rig
@@ -42,10 +45,30 @@ def needs_hardware(lab: Lab) -> None:
 
 
 def variants(lab: Lab) -> Iterator[str]:
-    """The machines to try: variants once for each generation of drivers, and only on the model."""
+    """The machines to try: variants once for each generation of drivers.  Raises what ``open_rig`` raises."""
     yield PLAIN
-    if lab.hardware == MODEL and lab.kernel is _first_of(lab.era):
-        yield from lab.vendor.declaration.hardware_variants
+    if lab.kernel is _first_of(lab.era):
+        emulation = emulation_of(lab)
+        yield from emulation.variants if emulation is not None else lab.vendor.declaration.hardware_variants
+
+
+def emulation_of(lab: Lab) -> Emulation | None:
+    """The emulated machine with its variants; ``None`` on the model.  Raises what ``open_rig`` raises."""
+    if lab.hardware != MODEL and lab.emulation is None:
+        with _platform(lab, lab.vendor, PLAIN) as platform:
+            lab.emulation = platform.emulation
+    return lab.emulation
+
+
+def _platform(lab: Lab, vendor: Vendor, variant: str) -> WatchedPlatform:
+    """Fresh hardware.  Raises what ``open_rig`` raises."""
+    try:
+        make = model if lab.hardware == MODEL else platform_factory(lab.hardware)
+        return WatchedPlatform(make(vendor, variant))
+    except InputError as error:
+        if os.environ.get("CI"):
+            raise
+        raise Undecided(f"there is no {lab.hardware} here: {error}") from error
 
 
 def _first_of(era: Era) -> Kernel:
@@ -70,18 +93,13 @@ def open_rig(
     needs_hardware(lab)
     registry = registry or lab.registry
     vendor = registry.get(lab.vendor.name)
+    platform = _platform(lab, vendor, variant)
     try:
-        make = model if lab.hardware == MODEL else platform_factory(lab.hardware)
-        platform = WatchedPlatform(make(vendor))
-    except InputError as error:
-        if os.environ.get("CI"):
-            raise
-        raise Undecided(f"there is no {lab.hardware} here: {error}") from error
-    try:
-        if not platform.is_model and platform.emulation is not None:
-            lab.emulation = platform.emulation
-            if lab.trying in lab.emulation.absent:
-                raise NotApplicable(f"{platform.name}: {lab.emulation.absent[lab.trying]}")
+        emulation = platform.emulation
+        if emulation is not None:
+            if lab.trying in emulation.absent:
+                raise NotApplicable(f"{platform.name}: {emulation.absent[lab.trying]}")
+            boot.setdefault("config", emulation.config)
         machine = _machine(lab, platform, variant, devices, absent)
         boot.setdefault("kconfig", "strict")
         system = start_system(lab.kernel, vendor, registry, machine, BootSpec(**boot), platform=platform)
@@ -105,12 +123,12 @@ def _machine(lab: Lab, platform: WatchedPlatform, variant: str, devices: tuple[M
 
 
 def _document(lab: Lab, platform: WatchedPlatform, variant: str, devices: tuple[Mapping[str, Any], ...]) -> Machine:
-    emulation = platform.emulation or lab.ops.emulation(version=DOCUMENTED)
     if devices:
         if not platform.is_model:
             raise NotApplicable(f"{platform.name} has other devices than this needs")
         return lab.machine(*devices, hardware=lab.vendor.declaration.hardware_variants.get(variant))
-    if variant == PLAIN and emulation is not None:
+    emulation = platform.emulation or (lab.ops.emulation(version=DOCUMENTED) if variant == PLAIN else None)
+    if emulation is not None:
         return lab.document(emulation.machine)
     return lab.machine(*lab.two_cards, hardware=lab.vendor.declaration.hardware_variants.get(variant))
 
@@ -150,34 +168,45 @@ def _once(lab: Lab, variant: str, check: RigCheck) -> Findings:
 
 
 def on_each(lab: Lab, rule: str, check: Callable[[str], Findings]) -> Findings:
-    """A rule's check on each machine; not applicable where it is so on all."""
+    """A rule's check on each machine; not applicable where it is so on all.
+
+    What an emulated machine gets wrong is expected of it, and must be found.
+    """
     needs_hardware(lab)
     lab.trying = rule
     reasons: list[NotApplicable] = []
     looked = False
     for variant in variants(lab):
-        try:
-            for answer in check(variant):
-                looked = True
-                yield _named(variant, answer)
-        except NotApplicable as error:
-            reasons.append(error)
-        except IommuError as error:
-            looked = True
-            yield _named(variant, f"the driver refuses what it should do: {error}")
-        except WindowClosed as error:
-            looked = True
-            yield _named(variant, str(error))
-        except HardwareLost as error:
-            looked = True
-            yield _named(variant, f"the hardware does not survive it: {error}")
+        emulation = emulation_of(lab)
+        deviations = emulation.machine_of(variant).deviations if emulation is not None else {}
+        place = f"with {variant}: " if variant else ""
+        wrong: set[str] = set()
+        answers = 0
+        for answer in _answers(check, variant, reasons):
+            answers += 1
+            if answer is None:
+                yield None
+                continue
+            finding = answer if isinstance(answer, Finding) else Finding(rule, answer)
+            wrong.add(finding.rule)
+            expected = deviations.get(finding.rule, "")
+            yield replace(finding, text=place + finding.text, expected=expected and place + expected)
+        if answers and rule in deviations and rule not in wrong:
+            yield Finding(rule, f"{place}passes, though it is declared to fail: {deviations[rule]}")
+        looked = looked or bool(answers)
     if reasons and not looked:
         raise reasons[0]
 
 
-def _named(variant: str, answer: str | Finding | None) -> str | Finding | None:
-    if answer is None or not variant:
-        return answer
-    if isinstance(answer, Finding):
-        return Finding(answer.rule, f"with {variant}: {answer.text}")
-    return f"with {variant}: {answer}"
+def _answers(check: Callable[[str], Findings], variant: str, reasons: list[NotApplicable]) -> Findings:
+    """What a check finds on one machine; how it ends before its time is a finding, or one more of the ``reasons``."""
+    try:
+        yield from check(variant)
+    except NotApplicable as error:
+        reasons.append(error)
+    except IommuError as error:
+        yield f"the driver refuses what it should do: {error}"
+    except WindowClosed as error:
+        yield str(error)
+    except HardwareLost as error:
+        yield f"the hardware does not survive it: {error}"

@@ -84,7 +84,7 @@ class Lab:
         self.kernel = kernel
         self.hardware = bench.hardware
         self.emulation: Emulation | None = None
-        """The emulator's machine that hardware cases last ran on."""
+        """The emulator's plain machine with its variants, once a hardware case has asked for it."""
         self.trying = ""
         """The rule that a hardware case is about."""
         self._machines: dict[str, Machine] = {}
@@ -122,12 +122,6 @@ class Lab:
     def boot_state(self, **boot: Any) -> BootState:
         """A boot state before anything was parsed."""
         return new_boot_state(self.kernel, self.vendor.declaration.arch[0], BootSpec(**boot))
-
-    @property
-    def expectations(self) -> Mapping[str, str]:
-        """Rules that must be broken here, with the reasons: what the driver declares, and what the emulator gets wrong."""
-        deviations = self.emulation.deviations if self.emulation is not None else {}
-        return {**self.vendor.declaration.expected_failures, **deviations}
 
     # ---- running systems ---------------------------------------------------------------------------------------------
 

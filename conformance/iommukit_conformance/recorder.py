@@ -9,11 +9,15 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from typing import Any
 
+import numpy as np
+
 from iommukit.device import Device, Unit
 from iommukit.domain import Domain, DomainType
 from iommukit.errors import InputError, IommuError, NotApplicable
 from iommukit.group import Group
 from iommukit.hookspecs import ExampleDevice, FlushQueueOptions, hookimpl
+from iommukit.hw.fault import Fault
+from iommukit.hw.platform import Addresses
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.cmdline import KernelOption
 from iommukit.machine.acpi import TableFormat
@@ -34,6 +38,10 @@ ANSWERS: dict[str, tuple[str, type, str]] = {
     "device_group": ("DRV-60", Group, "a group"),
     "probe_device": ("DRV-10", Unit, "a unit or None"),
     "example_device": ("DRV-23", ExampleDevice, "an ExampleDevice or None"),
+    "map_pages": ("DRV-18", int, "a number of bytes"),
+    "unmap_pages": ("DRV-18", int, "a number of bytes"),
+    "iova_to_phys": ("DRV-18", np.ndarray, "an array"),
+    "requester": ("DRV-18", int, "a number"),
 }
 """The rule that a hook's answer belongs to, and what it must be.  ``None`` is the default everywhere."""
 
@@ -42,10 +50,23 @@ LISTS: dict[str, tuple[str, type, str]] = {
     "kernel_options": ("DRV-07", KernelOption, "KernelOptions"),
     "firmware_formats": ("DRV-07", TableFormat, "TableFormats"),
     "get_resv_regions": ("DRV-50", ReservedRegion, "ReservedRegions"),
+    "take_faults": ("DRV-18", Fault, "Faults"),
 }
 """Hooks that answer a sequence: the rule, what each member must be, and what such members are called."""
 
-MAY_REFUSE = frozenset({"probe_device", "device_group", "flush_queue_options", "domain_alloc", "attach_dev"})
+MAY_REFUSE = frozenset(
+    {
+        "probe_device",
+        "device_group",
+        "flush_queue_options",
+        "domain_alloc",
+        "attach_dev",
+        "create_unit",
+        "start_unit",
+        "map_pages",
+        "iotlb_sync_map",
+    }
+)
 """Hooks that may raise ``IommuError``."""
 
 MAY_ATTACH = frozenset({"attach_dev", "set_dev_blocked", "release_device"})
@@ -57,6 +78,7 @@ HEARD: dict[str, str | None] = {
     "DRV-10": "probe_device",
     "DRV-15": None,
     "DRV-17": None,
+    "DRV-18": "map_pages",
     "DRV-20": "def_domain_type",
     "DRV-21": "def_domain_type",
     "DRV-30": "domain_alloc",
@@ -314,6 +336,62 @@ class Recorder:
         """No answer; a static domain is never given back."""
         self.check("DRV-38", not domain.static, f"domain_free({domain.type.name}): the domain is static")
         return (yield from self._watch("domain_free", domain.type.name))
+
+    # ---- hooks of hardware -------------------------------------------------------------------------------------------
+
+    @hookimpl(wrapper=True)
+    def create_unit(self, unit: Unit) -> Wrapper:
+        """A model, or none."""
+        return (yield from self._watch("create_unit", unit.name))
+
+    @hookimpl(wrapper=True)
+    def start_unit(self, unit: Unit) -> Wrapper:
+        """No answer."""
+        return (yield from self._watch("start_unit", unit.name))
+
+    @hookimpl(wrapper=True)
+    def requester(self, device: Device) -> Wrapper:
+        """A number."""
+        return (yield from self._watch("requester", device.label, device))
+
+    @hookimpl(wrapper=True)
+    def take_faults(self, unit: Unit) -> Wrapper:
+        """A sequence."""
+        return (yield from self._watch("take_faults", unit.name))
+
+    @hookimpl(wrapper=True)
+    def map_pages(self, iova: int, pgsize: int, pgcount: int) -> Wrapper:
+        """Bytes."""
+        return (yield from self._watch("map_pages", f"{iova:#x}, {pgcount} x {pgsize:#x}"))
+
+    @hookimpl(wrapper=True)
+    def unmap_pages(self, iova: int, pgsize: int, pgcount: int) -> Wrapper:
+        """Bytes."""
+        return (yield from self._watch("unmap_pages", f"{iova:#x}, {pgcount} x {pgsize:#x}"))
+
+    @hookimpl(wrapper=True)
+    def iova_to_phys(self, iova: Addresses) -> Wrapper:
+        """As many addresses as were asked about, of 64 bits."""
+        answer = yield from self._watch("iova_to_phys", f"{iova.size} addresses")
+        if isinstance(answer, np.ndarray):
+            fine = answer.shape == iova.shape and answer.dtype == np.uint64
+            self.check("DRV-18", fine, f"iova_to_phys of {iova.shape} addresses answered {answer.shape} of {answer.dtype}")
+        return answer
+
+    @hookimpl(wrapper=True)
+    def flush_iotlb_all(self, domain: Domain) -> Wrapper:
+        """No answer."""
+        return (yield from self._watch("flush_iotlb_all", domain.type.name))
+
+    @hookimpl(wrapper=True)
+    def iotlb_sync(self, domain: Domain) -> Wrapper:
+        """No answer."""
+        return (yield from self._watch("iotlb_sync", domain.type.name))
+
+    @hookimpl(wrapper=True)
+    def iotlb_sync_map(self, domain: Domain) -> Wrapper:
+        """No answer; it may refuse since 6.7."""
+        return (yield from self._watch("iotlb_sync_map", domain.type.name))
 
 
 _STATE = ("trust", "group", "unit", "driver", "presence", "mapping calls", "attachment")

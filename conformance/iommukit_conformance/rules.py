@@ -70,6 +70,10 @@ RULES: dict[str, Rule] = {
         "A hook that is asked yes or no answers True or False.",
         "A text or a number is taken for yes.",
     ),
+    "DRV-18": Rule(
+        "Hooks of page tables answer bytes, iova_to_phys as many 64-bit addresses as it was asked about, take_faults Faults.",
+        "The core goes on counting with what it is answered.",
+    ),
     # ---- policy
     "DRV-20": Rule(
         "def_domain_type answers a DmaApiPolicy.",

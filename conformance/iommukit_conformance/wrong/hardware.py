@@ -9,11 +9,12 @@ from typing import Any
 from iommukit.device import Device, Unit
 from iommukit.domain import Domain, DomainType
 from iommukit.hookspecs import hookimpl
+from iommukit.hw.platform import Addresses
 from iommukit.kernel.boot import BootState
 from iommukit.kernel.cmdline import KernelOption, Stage
 from iommukit.machine.acpi import AcpiFormat, TableFormat
 from iommukit.machine.model import Machine
-from iommukit_conformance.reference import NAME, OFF, OPTION, ReferenceUnit
+from iommukit_conformance.reference import NAME, OFF, OPTION, PagedDomain, ReferenceUnit
 from iommukit_conformance.reference_table import Toyt
 from iommukit_conformance.wrong.base import Wrong
 
@@ -113,6 +114,18 @@ class AnswersInWords(Wrong):
     def capable(self, device: Device, capability: str) -> Any:
         """Any text is true."""
         return "yes" if super().capable(device, capability) else "no"
+
+
+class AnswersAList(Wrong):
+    """Numbers in a row."""
+
+    mistake = "Its iova_to_phys answers a list of numbers where an array was asked for."
+    rule = "DRV-18"
+
+    @hookimpl
+    def iova_to_phys(self, domain: PagedDomain, iova: Addresses) -> Any:
+        """Slow, and without a width."""
+        return super().iova_to_phys(domain, iova).tolist()
 
 
 class OffersMoreThanItHas(Wrong):

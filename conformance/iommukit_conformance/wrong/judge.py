@@ -87,7 +87,7 @@ def _emulation(plugin: Any, name: str, hardware: str) -> Emulation | None:
     """The emulated machine that this computer has for a vendor."""
     registry = VendorRegistry()
     try:
-        with WatchedPlatform(platform_factory(hardware)(registry.register(plugin, name))) as platform:
+        with WatchedPlatform(platform_factory(hardware)(registry.register(plugin, name), "")) as platform:
             return platform.emulation
     except (InputError, NotApplicable):
         return None
