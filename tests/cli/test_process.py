@@ -117,6 +117,14 @@ def test_a_table_on_a_terminal_names_a_scenario_once(tmp_path: Path) -> None:
     assert "rfc-unconverted" in text
 
 
+def test_a_narrow_terminal_takes_nothing_from_a_table(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SCENARIO)
+    args = ("matrix", "--scenario", str(tmp_path / "s.yaml"), "--vendor", "intel_vtd")
+    wide, narrow = (on_terminal(*args, COLUMNS=columns) for columns in ("80", "24"))
+    assert "scenario" in wide
+    assert narrow == wide
+
+
 def test_hostile_text_does_not_reach_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(SCENARIO.replace("nic", '"n\\e[31m[bold]ic"'))
     text = on_terminal("run", str(tmp_path / "s.yaml"), "--vendor", "intel_vtd")

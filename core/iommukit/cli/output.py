@@ -28,6 +28,8 @@ COLOURS = {
 
 SHORT = 10
 """Columns no wider than this are not broken."""
+NARROWEST = 80
+"""Tables are at least this wide: what a terminal has no room for it wraps, but rich would leave digits out."""
 LONG_WORK = 300
 """Runs from which a progress bar is worth its while."""
 
@@ -46,6 +48,7 @@ def show(page: Page) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
+    console.width = max(console.width, NARROWEST)
     for part in page.parts:
         if isinstance(part, Line):
             console.print(_text(part.spans), soft_wrap=True)

@@ -7,6 +7,8 @@ byte order, each PT_LOAD segment with its physical address.  The file is mapped,
 from __future__ import annotations
 
 import mmap
+import os
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,8 @@ class Dump:
         self.source = str(path)
         self.arch: str | None = None
         try:
+            if not _can_be_mapped(os.stat(path).st_mode):
+                raise InputError("cannot be read as a dump: a file was expected, not a pipe or device", source=self.source)
             with open(path, "rb") as file:
                 size = file.seek(0, 2)
                 if not size:
@@ -137,6 +141,11 @@ class Dump:
     def big_table(self, address: int, count: int) -> Words:
         """``count`` big-endian words as native numbers: a copy.  Raises ``InputError`` where the dump lacks one of them."""
         return self._bytes(address, 8 * count).view(">u8").astype(np.uint64)
+
+
+def _can_be_mapped(mode: int) -> bool:
+    """Whether a file of this ``st_mode`` is a dump or, as a folder, has an error of its own; opening a pipe may take for ever."""
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode) or stat.S_ISDIR(mode)
 
 
 # ---- ELF -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from iommukit.errors import InputError
 from iommukit.hw.memory import TableReader
 from iommukit.hw.walk import Leaf, Mode, Step, Walk
 from iommukit.machine.dump import Dump
-from iommukit.report.page import listed
+from iommukit.report.page import counted, listed
 from iommukit.vendors import Vendor
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def parse_number(text: str, what: str) -> int:
         number = int(text, 0)
     except ValueError:
         number = -1
-    if not 0 <= number < 1 << 64 or "_" in text:
+    if not 0 <= number < 1 << 64 or "_" in text or not text.isascii():
         raise InputError(f"{what}: a number from 0 to 2^64 - 1 was expected, decimal or 0x…, not {text!r}")
     return number
 
@@ -276,12 +276,13 @@ def walk_dump(
             leaves = walk.pages if iova is None else _at(walk.pages, iova)
             for found in merge(leaves):
                 if not left:
-                    report.cut = f"more than {ranges} ranges; --limit allows for more"
+                    report.cut = f"more than {counted(ranges, 'range')}; --limit allows for more"
                     return report
                 device.ranges.append(found)
                 left -= 1
     except _Enough:
-        report.cut = f"more than {tables} tables; --tables allows for more (damaged tables may name each other without end)"
+        most = counted(tables, "table")
+        report.cut = f"more than {most}; --tables allows for more (damaged tables may name each other without end)"
     return report
 
 

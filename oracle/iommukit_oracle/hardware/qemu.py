@@ -61,8 +61,10 @@ def find(arch: str) -> Program:
 def _program(arch: str, path: str) -> Program:
     try:
         answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"cannot be asked for its version: {error}", source=path) from error
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"does not tell its version within {PATIENCE:.0f} s", source=path) from error
+    except OSError as error:
+        raise InputError(f"cannot be asked for its version: {error.strerror}", source=path) from error
     found = re.search(r"version (\d+\.\d+[.\d]*)", answer)
     if found is None:
         raise InputError(f"does not tell its version: {answer.strip()!r}", source=path)

@@ -178,7 +178,11 @@ def _guest_walk(memory: TableReader, device: int, entry: DeviceEntry, steps: tup
     table = entry.gcr3
     assert table is not None
     for level in range(entry.gcr3_levels, 0, -1):
-        value = memory.word(table)
+        try:
+            value = memory.word(table)
+        except InputError:
+            reason = f"no memory for the GCR3 table at {table:#x}"
+            return Walk(device, Mode.BAD, steps, reason=reason, domain=entry.domain)
         steps = (
             *steps,
             Step(f"GCR3 level {level} entry", table, value, f"{_set(value, GCR3_V)} Address={value & GUEST_ADDRESS.mask:#x}"),

@@ -77,7 +77,11 @@ class Dump:
                 table, entries = self._configuration.second_level(index << split)
             except Stopped:
                 continue
-            yield from self._live(index << split, table, entries)
+            try:
+                yield from self._live(index << split, table, entries)
+            except InputError:
+                # One stream tells that the table is missing.
+                yield index << split
 
     def _live(self, first: int, table: int, count: int) -> Iterator[int]:
         words = self._memory.table(table, bits.STE_WORDS * count)[:: bits.STE_WORDS]

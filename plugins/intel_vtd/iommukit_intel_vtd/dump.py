@@ -76,6 +76,8 @@ class PageTables(TableFormat):
     def explain(self, level: int, value: int) -> str:
         """The bits by name."""
         names = FIRST_BITS if self._stage.first else SECOND_BITS
+        if not value:
+            return "not present"
         words = [name for bit, name in names.items() if value >> bit & 1 and (bit != 7 or level > 1)]
         return ", ".join([*words, f"address {value & self._address:#x}"])
 
@@ -122,8 +124,10 @@ def _meaning(entry: Entry) -> str:
 def walks(memory: TableReader, roots: Mapping[str, int], requester: int | None, iova: int | None) -> Iterator[Walk]:
     """Each device's translation; see the hook ``walk_tables``.
 
-    Raises ``InputError`` for an unknown table mode and a root table outside the memory.
+    Raises ``InputError`` for an unknown table mode, a root table outside the memory and a requester id of more than 16 bits.
     """
+    if requester is not None and requester >= 1 << 16:
+        raise InputError(f"{requester:#x} is no requester id: those of PCI have 16 bits")
     rtaddr = roots["rtaddr"]
     mode = rtaddr >> RTADDR_TTM & 3
     if mode not in (TTM_LEGACY, TTM_SCALABLE):

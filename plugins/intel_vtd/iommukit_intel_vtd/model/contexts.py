@@ -219,7 +219,10 @@ class DeviceTables:
     # ---- all that there is -------------------------------------------------------------------------------------------
 
     def requesters(self, rtaddr: int) -> Iterator[int]:
-        """The requester ids with a present context entry, rising.  Raises ``InputError`` for tables outside the memory."""
+        """The requester ids with a present context entry, rising.
+
+        A context table outside the memory counts as one, that of its first device.  Raises ``InputError`` for a root table there.
+        """
         scalable = rtaddr >> RTADDR_TTM & 3 == TTM_SCALABLE
         for bus in range(256):
             for half in (0, 1):
@@ -229,7 +232,11 @@ class DeviceTables:
                 if not root & 1:
                     continue
                 width, count = (4, 128) if scalable else (2, 256)
-                first_words = self._memory.table(root & -PAGE, width * count)[::width]
+                try:
+                    first_words = self._memory.table(root & -PAGE, width * count)[::width]
+                except InputError:
+                    yield bus << 8 | half << 7
+                    continue
                 for devfn, word in enumerate(first_words.tolist()):
                     if word & 1:
                         yield bus << 8 | half << 7 | devfn
