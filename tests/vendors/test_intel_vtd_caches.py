@@ -539,3 +539,14 @@ def test_one_context_table_serves_one_bus():
     rig.put(ROOT + 5 * 16, CONTEXT | 1)
     assert rig.reach(IO, sid=5 << 8 | SID) == OLD
     assert rig.reach(IO, sid=6 << 8 | SID) is None
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+@pytest.mark.parametrize(("flags", "write", "reason"), [(WRITE, False, 6), (READ, True, 5)])
+def test_a_remembered_upper_entry_refuses_what_it_refuses_in_memory(many, flags, write, reason):
+    """Permissions of all entries on the way count, wherever they are read from (3.6, 6.2.4)."""
+    rig = Rig()
+    rig.map(IO, 0x40_0000, table_flags=flags)
+    rig.map(IO + 0x1000, 0x40_1000)
+    assert (rig.reach_many if many else rig.reach)(IO, not write) == 0x40_0000
+    assert rig.why(IO + 0x1000, write, many=many) == reason

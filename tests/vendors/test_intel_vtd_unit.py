@@ -111,6 +111,10 @@ def leaf(flags, physical=0x40_0000, level=1, **options):
     return lambda rig: rig.map(IO & -(1 << 3 + 9 * level), physical, flags, level=level, **options)
 
 
+def table_outside(flags):
+    return lambda rig: rig.put(rig.map(IO & -(1 << 21), 0, 0, level=2), FAR | flags)
+
+
 LEGACY = {
     "root absent": (root(0), 1, {}),
     "context absent": (context(0), 2, {}),
@@ -120,7 +124,8 @@ LEGACY = {
     "pass-through without PT": (context(1 | 2 << 2), 3, {"pt": False}),
     "nothing allowed": (leaf(0), 6, {}),
     "write only": (leaf(WRITE), 6, {}),
-    "page table outside memory": (context(FAR | 1), 7, {}),
+    "first page table outside memory": (context(FAR | 1), 3, {}),
+    "page table outside memory": (table_outside(READ | WRITE), 7, {}),
     "context table outside memory": (root(FAR | 1), 9, {}),
     "reserved bit in the root entry": (root(CONTEXT | 1 | 1 << 4), 0xA, {}),
     "address bit beyond HAW in the root entry": (root(CONTEXT | 1 | 1 << 40), 0xA, {}),
@@ -244,7 +249,8 @@ SCALABLE_REASONS = {
     "first stage of five levels": (pasid(1 | 1 << 6, DID, TOP | 1 << 2), 0x5B),
     "second stage: absent": (leaf(0), 0x86),
     "second stage: reserved": (leaf(READ | 1 << 51), 0x7A),
-    "second stage: table outside": (pasid(FAR | 1 | 2 << 2 | 2 << 6, DID), 0x78),
+    "second stage: first table outside": (pasid(FAR | 1 | 2 << 2 | 2 << 6, DID), 0x7B),
+    "second stage: table outside": (table_outside(READ | WRITE), 0x78),
     "second stage: interrupt window": (leaf(READ, 0xFEE0_0000), 0x87),
 }
 
@@ -351,7 +357,8 @@ FIRST_REASONS = {
     "large page at level 4": (leaf(FIRST, 0, level=4), 0x72),
     "read only": (leaf(PRESENT | USER), 0x85),
     "read-only table": (leaf(FIRST, table_flags=PRESENT | USER), 0x85),
-    "table outside": (pasid(1 | 1 << 6, DID | 1 << 23, FAR), 0x70),
+    "first table outside": (pasid(1 | 1 << 6, DID | 1 << 23, FAR), 0x73),
+    "table outside": (table_outside(FIRST), 0x70),
     "interrupt window": (leaf(FIRST, 0xFEE0_0000), 0x87),
 }
 

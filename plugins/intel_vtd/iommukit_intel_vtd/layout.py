@@ -182,8 +182,10 @@ class Reason(enum.IntEnum):
     FS_ACCESS = 0x70
     FS_ABSENT = 0x71
     FS_RESERVED = 0x72
+    FS_ROOT_ACCESS = 0x73
     SS_ACCESS = 0x78
     SS_RESERVED = 0x7A
+    SS_ROOT_ACCESS = 0x7B
     FS_NOT_CANONICAL = 0x80
     FS_SUPERVISOR = 0x81
     SM_BEYOND_WIDTH = 0x84

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from iommukit.errors import InputError
 from iommukit.hw.tlb import FEW, Addresses, Permissions, Tlb
 from iommukit_intel_vtd.layout import Reason
 from iommukit_intel_vtd.model.contexts import Route
@@ -80,21 +79,21 @@ class Translator:
             level = known[1] >> LEVEL
             table = known[0] - (iova & (1 << entry_shift(level + 1)) - 1)
             allowed = known[1] & (READ | WRITE)
-        first = self._stages.of(route).first
-        try:
-            for found in descend(self._memory, self._stages, route, iova, write, level=level, table=table, allowed=allowed):
-                entry, shift = found.entry, entry_shift(found.level)
-                if first:
-                    entry = self._use(route, found.address, entry, found.leaf and write)
-                if found.leaf:
-                    inside = (1 << shift) - 1
-                    dirty = DIRTY if not first or entry & DIRTIED else 0
-                    return entry & self._stages.address & ~inside | iova & inside, found.allowed | dirty, shift
-                kept = found.allowed | found.level - 1 << LEVEL
-                self.structures.insert(route.tag, iova & -(1 << shift), shift, entry & self._stages.address, kept)
-        except InputError:
-            pass
-        raise Stopped(self._stages.of(route).access)
+        stage = self._stages.of(route)
+        first = stage.first
+        if not allowed & (WRITE if write else READ):
+            raise Stopped(stage.refused[write], absent=False)
+        for found in descend(self._memory, self._stages, route, iova, write, level=level, table=table, allowed=allowed):
+            entry, shift = found.entry, entry_shift(found.level)
+            if first:
+                entry = self._use(route, found.address, entry, found.leaf and write)
+            if found.leaf:
+                break
+            kept = found.allowed | found.level - 1 << LEVEL
+            self.structures.insert(route.tag, iova & -(1 << shift), shift, entry & self._stages.address, kept)
+        inside = (1 << shift) - 1
+        dirty = DIRTY if not first or entry & DIRTIED else 0
+        return entry & self._stages.address & ~inside | iova & inside, found.allowed | dirty, shift
 
     def _use(self, route: Route, address: int, entry: int, write: bool) -> int:
         """Set a first-stage entry's accessed bit, and its dirty bit for a write (3.6.2)."""
@@ -150,6 +149,7 @@ class Translator:
 
     def _descend(self, route: Route, iovas: Addresses, write: bool, answers: Answers) -> _Walks:
         """Walk down to the last-level tables, or to where a walk ends before."""
+        stage, needed = self._stages.of(route), np.uint8(WRITE if write else READ)
         hits, found, kept = self.structures.lookup_many(route.tag, iovas)
         start = np.where(hits, kept >> LEVEL, np.uint8(route.levels))
         walks = _Walks(np.empty(0, dtype=np.int64), iovas[:0], iovas[:0], kept[:0])
@@ -160,7 +160,9 @@ class Translator:
                 known = hits[joining]
                 tables = np.where(known, found[joining] - offset, np.uint64(route.root))
                 allowed = np.where(known, kept[joining] & np.uint8(3), np.uint8(READ | WRITE))
-                walks = _Walks(joining, iovas[joining], tables, allowed).after(walks)
+                fresh = _Walks(joining, iovas[joining], tables, allowed)
+                fresh.stop(allowed & needed == 0, stage.refused[write], answers, absent=False)
+                walks = fresh.after(walks)
             if level > 1 and len(walks.which):
                 self._level(route, level, write, walks, answers)
         return walks
@@ -170,7 +172,8 @@ class Translator:
         stage, memory = self._stages.of(route), self._memory
         shift = entry_shift(level)
         base, end = np.uint64(memory.base), np.uint64(memory.end - 0x1000)
-        walks.stop((walks.tables < base) | (walks.tables > end), stage.access, answers)
+        outside = (walks.tables < base) | (walks.tables > end)
+        walks.stop(outside, stage.root_access if level == route.levels else stage.access, answers)
         walks.read(memory, shift)
         if stage.first:
             walks.stop(walks.entries & np.uint64(1) == 0, stage.absent[write], answers)

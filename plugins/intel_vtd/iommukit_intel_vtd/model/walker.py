@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from iommukit.errors import InputError
 from iommukit.hw.memory import TableReader
 from iommukit_intel_vtd.capabilities import DT, FS1GP, SC, SSLPS, Capabilities
 from iommukit_intel_vtd.layout import Reason
@@ -47,7 +48,9 @@ class Stage:
     """The bit that makes an entry a page; 0 where entries never are, and at level 1, where all are."""
     reserved_table: tuple[int, ...]
     reserved_page: tuple[int, ...]
+    root_access: Reason
     access: Reason
+    """Of a table that is not in memory: the first one, which the device's entry names, and those below it."""
     reserved: Reason
     absent: tuple[Reason, Reason]
     """Of a read and of a write that meet an entry that is not present."""
@@ -73,6 +76,7 @@ def second_stage(words: Capabilities, address_bits: int, legacy: bool) -> Stage:
         leaf=tuple(PAGE_SIZE if large[level] else 0 for level in LEVELS),
         reserved_table=tuple(beyond | SNOOP | TRANSIENT | (0 if large[level] else PAGE_SIZE) for level in LEVELS),
         reserved_page=tuple(beyond | snoop | transient | (_bits(2 + 9 * level, 12) if large[level] else 0) for level in LEVELS),
+        root_access=Reason.CONTEXT_INVALID if legacy else Reason.SS_ROOT_ACCESS,
         access=Reason.TABLE_ACCESS if legacy else Reason.SS_ACCESS,
         reserved=Reason.ENTRY_RESERVED if legacy else Reason.SS_RESERVED,
         absent=refused,
@@ -89,6 +93,7 @@ def first_stage(words: Capabilities, address_bits: int, no_execute: bool) -> Sta
         leaf=tuple(PAGE_SIZE if large[level] else 0 for level in LEVELS),
         reserved_table=tuple(beyond | (0 if large[level] else PAGE_SIZE) for level in LEVELS),
         reserved_page=tuple(beyond | (_bits(2 + 9 * level, 13) if large[level] else 0) for level in LEVELS),
+        root_access=Reason.FS_ROOT_ACCESS,
         access=Reason.FS_ACCESS,
         reserved=Reason.FS_RESERVED,
         absent=(Reason.FS_ABSENT, Reason.FS_ABSENT),
@@ -133,17 +138,17 @@ def entry_shift(level: int) -> int:
 def descend(
     memory: TableReader, stages: Stages, route: Route, iova: int, write: bool, *, level: int = 0, table: int = 0, allowed: int = 3
 ) -> Iterator[Found]:
-    """The entries of a walk for a request, from the route's root or from a ``table`` of ``level`` on.
-
-    Raises ``Stopped``, and ``InputError`` for a table outside the memory.
-    """
+    """The entries of a walk for a request, from the route's root or from a ``table`` of ``level`` on.  Raises ``Stopped``."""
     stage = stages.of(route)
     if not level:
         level, table = route.levels, route.root
     needed = WRITE if write else READ
     while True:
         address = table + (iova >> 9 * level & 0xFF8)
-        entry = memory.word(address)
+        try:
+            entry = memory.word(address)
+        except InputError:
+            raise Stopped(stage.root_access if level == route.levels else stage.access) from None
         leaf = level == 1 or bool(entry & stage.leaf[level])
         if stage.first:
             if not entry & 1:
