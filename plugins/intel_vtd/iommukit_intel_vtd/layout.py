@@ -78,6 +78,10 @@ FSTS_FRI = 8
 """FSTS, lowest bit of the index of the first pending record."""
 FECTL_IM = 1 << 31
 FECTL_IP = 1 << 30
+ICS_IWC = 1 << 0
+"""ICS: an invalidation wait descriptor with IF is done (11.4.9.4)."""
+EVENT_IM, EVENT_IP = FECTL_IM, FECTL_IP
+"""IECTL has them where FECTL has them: the event's interrupt is masked; it is held back (11.4.9.5)."""
 FSTS_CLEARED_BY_ONE = Fsts.PFO | Fsts.IQE | Fsts.ICE | Fsts.ITE
 
 TTM_LEGACY, TTM_SCALABLE, TTM_ABORT = 0, 1, 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from iommukit_intel_vtd.layout import IQA_DW, IQA_QS, PAGE, WAIT_SW, Descriptor
+from iommukit_intel_vtd.layout import EVENT_IM, EVENT_IP, ICS_IWC, IQA_DW, IQA_QS, PAGE, WAIT_IF, WAIT_SW, Descriptor
 
 if TYPE_CHECKING:
     from iommukit.hw.memory import PhysicalMemory
@@ -39,6 +39,33 @@ class BadDescriptor(Exception):
         self.code = code
 
 
+class CompletionEvent:
+    """That an invalidation wait descriptor with IF is done: ICS and IECTL (11.4.9.4, 11.4.9.5)."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        """ICS."""
+        self.control = EVENT_IM
+        """IECTL as read; masked after a reset."""
+
+    def happen(self) -> None:
+        """A descriptor is done.  While an earlier one has not been taken note of, this is no further event."""
+        if not self.status:
+            self.status = ICS_IWC
+            if self.control & EVENT_IM:
+                self.control |= EVENT_IP
+
+    def clear(self, ones: int) -> None:
+        """A write of ICS: a one clears, and no interrupt stays pending."""
+        if ones & ICS_IWC:
+            self.status = 0
+            self.control &= ~EVENT_IP
+
+    def set_control(self, value: int) -> None:
+        """A write of IECTL: unmasking lets the interrupt go."""
+        self.control = value & EVENT_IM | (self.control & EVENT_IP if value & EVENT_IM else 0)
+
+
 class InvalidationQueue:
     """One unit's queue.
 
@@ -67,6 +94,7 @@ class InvalidationQueue:
         self.enabled = False
         self.error = 0
         """IQERCD."""
+        self.completion = CompletionEvent()
 
     @property
     def size(self) -> int:
@@ -74,8 +102,8 @@ class InvalidationQueue:
         return PAGE << (self.address & IQA_QS)
 
     def enable(self, on: bool) -> None:
-        """A change of GCMD.QIE; the head starts from 0."""
-        if on and not self.enabled:
+        """A change of GCMD.QIE; while the queue is off the head is 0 (11.4.9.1)."""
+        if not on:
             self.head = 0
         self.enabled = on
         self.run()
@@ -119,9 +147,11 @@ class InvalidationQueue:
             self._stopped()
 
     def wait(self, descriptor: Words) -> None:
-        """Invalidation wait: everything before it is done, as all is done in order; write the status where that is asked for."""
+        """Invalidation wait: all before it is done, as all is done in order.  Write the status and tell, as it is asked for."""
         low, high = descriptor
         if low & WAIT_SW:
             if not self._memory.holds(high & -4, 4):
                 raise BadDescriptor(BAD_RESERVED)
             self._memory.write(high & -4, (low >> 32).to_bytes(4, "little"))
+        if low & WAIT_IF:
+            self.completion.happen()

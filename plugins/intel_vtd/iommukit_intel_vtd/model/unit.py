@@ -45,6 +45,8 @@ class VtdUnit:
 
     def __init__(self, memory: PhysicalMemory, words: Capabilities, address_bits: int) -> None:
         self._words = words
+        self._implemented = (1 << min(address_bits, WIDEST_ADDRESS)) - 1
+        """Bits of RTADDR and IQA that there are: those from the host address width on are ignored (11.4.5, 11.4.9.3)."""
         self.faults = FaultLog(words.get(NFR) + 1)
         self.remapper = Remapper(memory, words, min(address_bits, WIDEST_ADDRESS), self.faults)
         self.queue = InvalidationQueue(memory, self._actions(), self.faults.set_queue_error, lambda: self.faults.queue_error)
@@ -62,6 +64,8 @@ class VtdUnit:
             Reg.FSTS: self._clear_status,
             Reg.FECTL: self.faults.set_control,
             Reg.IQT: self.queue.ring,
+            Reg.ICS: self.queue.completion.clear,
+            Reg.IECTL: self.queue.completion.set_control,
             Reg.IQA: self._place_queue,
             Reg.IQA + 4: self._place_queue,
             self._iva + 12: self._iotlb_command,
@@ -77,6 +81,8 @@ class VtdUnit:
             Reg.PMEN: lambda: self._written.get(Reg.PMEN, 0) & EPM | self._protecting,
             Reg.IQH: lambda: self.queue.head,
             Reg.IQT: lambda: self.queue.tail,
+            Reg.ICS: lambda: self.queue.completion.status,
+            Reg.IECTL: lambda: self.queue.completion.control,
             Reg.IQERCD: lambda: self.queue.error,
         }
 
@@ -145,7 +151,7 @@ class VtdUnit:
         if self._words.has(IR):
             kept |= Gcmd.IRE | Gcmd.CFI
         if value & Gcmd.SRTP:
-            self.remapper.root = self._wide(Reg.RTADDR)
+            self.remapper.root = self._wide(Reg.RTADDR) & self._implemented
             if self._words.has(ESRTPS):
                 self.remapper.forget_everything()
         done = self._status & (Gcmd.SRTP | Gcmd.SIRTP) | value & (Gcmd.SRTP | Gcmd.SIRTP)
@@ -157,7 +163,7 @@ class VtdUnit:
         self.queue.run()  # the queue goes on once IQE is cleared
 
     def _place_queue(self, _: int) -> None:
-        self.queue.address = self._wide(Reg.IQA)
+        self.queue.address = self._wide(Reg.IQA) & self._implemented
 
     def _context_command(self, _: int) -> None:
         """Context command (11.4.6.1); refused, by an actual granularity of 0, while the queue is in use."""
