@@ -150,7 +150,10 @@ class Verdict:
 
 
 def decide(case: Case, lab: Lab, *, enough: int = 0) -> Verdict:
-    """Run a case, up to ``enough`` findings that are not expected (0: all).  Raises ``HarnessFault`` where something other than the driver is wrong."""
+    """Run a case, up to ``enough`` findings that are not expected (0: all).
+
+    Raises ``HarnessFault`` where something other than the driver is wrong.
+    """
     found: list[Finding] = []
     looked = 0
     lab.recorder.begin()

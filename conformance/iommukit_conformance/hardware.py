@@ -189,8 +189,7 @@ def on_each(lab: Lab, rule: str, check: Callable[[str], Findings]) -> Findings:
                 continue
             finding = answer if isinstance(answer, Finding) else Finding(rule, answer)
             wrong.add(finding.rule)
-            expected = deviations.get(finding.rule, "")
-            yield replace(finding, text=place + finding.text, expected=expected and place + expected)
+            yield replace(finding, text=place + finding.text, expected=deviations.get(finding.rule, ""))
         if answers and rule in deviations and rule not in wrong:
             yield Finding(rule, f"{place}passes, though it is declared to fail: {deviations[rule]}")
         looked = looked or bool(answers)

@@ -144,7 +144,9 @@ class Emulation:
     ``deviations`` names what that QEMU does not model or gets wrong, by rule, with the reason: such a rule must fail there, and
     is an error once it passes.  ``absent`` names rules that cannot be tried there at all, with the reason; ``unseen`` mistakes
     in using hardware (``Mistake.name``) that do no harm there, with the reason.  ``lowest`` is the first physical address (bytes)
-    that page tables can name there.
+    that page tables can name there.  ``config`` are build options of the kernel that is run there, as in a scenario's ``boot``.
+    ``variants``: by name, further machines whose page tables, TLB or queues differ from this, the plain one; each is complete,
+    with its own ``deviations``, and the suite's hardware rules are tried on each.
     """
 
     binary: str
@@ -156,6 +158,12 @@ class Emulation:
     absent: Mapping[str, str] = field(default_factory=dict)
     unseen: Mapping[str, str] = field(default_factory=dict)
     lowest: int = 0
+    config: Mapping[str, bool] = field(default_factory=dict)
+    variants: Mapping[str, Emulation] = field(default_factory=dict)
+
+    def machine_of(self, variant: str) -> Emulation:
+        """A variant by its name, the plain machine by the empty one."""
+        return self.variants[variant] if variant else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -549,11 +557,11 @@ class VendorSpec:
 
     @hookspec(firstresult=True)
     def emulation(self, version: tuple[int, int]) -> Emulation | None:
-        """Say which machine of QEMU has this vendor's IOMMU, so that the driver can be run on it.
+        """Say which machines of QEMU have this vendor's IOMMU, so that the driver can be run on them.
 
         Called when: the conformance suite or ``iommukit oracle hardware`` runs on QEMU.
         Arguments: ``version`` of that QEMU, major and minor.
-        Returns: the machine, or ``None`` where that QEMU has none.  Default: none.
+        Returns: the plain machine with its variants, or ``None`` where that QEMU has none.  Default: none.
         Errors: none.
         Linux counterpart: none; it is an independent judge of the bits that the driver writes.
         """

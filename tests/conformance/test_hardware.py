@@ -129,7 +129,6 @@ def test_the_reference_passes() -> None:
 def test_variants_are_tried_once_for_each_generation_of_drivers() -> None:
     assert list(variants(lab_of())) == ["", "emulated"]
     assert list(variants(lab_of(kernel="rfc-as-posted"))) == [""]
-    assert list(variants(lab_of(hardware="qemu"))) == [""]
 
 
 def test_a_finding_names_its_variant() -> None:
@@ -172,7 +171,16 @@ class Emulated(ModelPlatform):
         MACHINE,
         deviations={"PT-02": "it counts from one", "PT-12": "it is read-only"},
         absent={"FAULT-01": "it tells nothing"},
+        variants={
+            "other": Emulation(
+                "none", (), MACHINE, deviations={"PT-02": "it counts down", "PT-04": "it forgets"}, config={"BIG": True}
+            )
+        },
     )
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        self.emulation = self.emulation.machine_of(variant)
 
 
 class Emulating:
@@ -185,7 +193,7 @@ class Emulating:
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> Lab:
-    monkeypatch.setattr(hardware_module, "platform_factory", lambda name: lambda vendor: Emulated())
+    monkeypatch.setattr(hardware_module, "platform_factory", lambda name: lambda vendor, variant: Emulated(variant))
     return lab_of(Emulating(), hardware="emulator")
 
 
@@ -205,12 +213,61 @@ def test_a_deviation_that_fails_is_expected(emulated: Lab) -> None:
         yield "off by one"
 
     verdict = decide(test_counting, emulated)
-    assert (verdict.outcome, verdict.reason) == (Outcome.XFAIL, "it counts from one")
+    assert (verdict.outcome, verdict.reason) == (Outcome.XFAIL, "it counts from one; it counts down")
+
+
+def test_variants_of_an_emulator_are_those_of_its_machine(emulated: Lab) -> None:
+    assert list(variants(emulated)) == ["", "other"]
+    assert list(variants(lab_of(Emulating(), kernel="rfc-as-posted", hardware="emulator"))) == [""]
+
+
+def test_each_machine_has_its_own_deviations(emulated: Lab) -> None:
+    @on_hardware("PT-04")
+    def test_forgetting(rig: Rig) -> Findings:
+        yield hold(not rig.system.boot.config, "gone")
+
+    verdict = decide(test_forgetting, emulated)
+    assert (verdict.outcome, verdict.reason) == (Outcome.XFAIL, "it forgets")
+    assert [finding.text for finding in verdict.findings] == ["with other: gone"]
+
+
+def test_a_deviation_of_another_machine_is_no_excuse(emulated: Lab) -> None:
+    @on_hardware("PT-04")
+    def test_forgetting(rig: Rig) -> Findings:
+        yield "gone"
+
+    verdict = decide(test_forgetting, emulated)
+    assert verdict.outcome is Outcome.FAIL
+    assert [(finding.text, finding.expected) for finding in verdict.findings] == [("gone", ""), ("with other: gone", "it forgets")]
+
+
+def test_each_deviation_has_to_be_found_where_it_is_declared(emulated: Lab) -> None:
+    @on_hardware("PT-02")
+    def test_counting(rig: Rig) -> Findings:
+        yield hold(rig.system.boot.config, "from one")
+
+    verdict = decide(test_counting, emulated)
+    assert verdict.outcome is Outcome.FAIL
+    assert [finding.text for finding in verdict.findings] == [
+        "from one",
+        "with other: passes, though it is declared to fail: it counts down",
+    ]
+
+
+def test_what_is_expected_does_not_end_a_search(emulated: Lab) -> None:
+    @on_hardware("PT-12")
+    def test_reading(rig: Rig) -> Findings:
+        yield "not written" if not rig.system.boot.config else "not read"
+
+    verdict = decide(test_reading, emulated, enough=1)
+    assert [finding.text for finding in verdict.findings] == ["not written", "with other: not read"]
 
 
 def test_what_is_absent_is_not_applicable(emulated: Lab) -> None:
-    verdict = decide(find("FAULT-01"), emulated)
+    plain = lab_of(Emulating(), kernel="rfc-as-posted", hardware="emulator")
+    verdict = decide(find("FAULT-01"), plain)
     assert (verdict.outcome, verdict.reason) == (Outcome.NOT_APPLICABLE, "emulator 1.0: it tells nothing")
+    assert decide(find("FAULT-01"), emulated).outcome is Outcome.PASS, "the other machine tells"
 
 
 def test_other_rules_are_as_ever(emulated: Lab) -> None:

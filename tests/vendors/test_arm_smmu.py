@@ -432,6 +432,24 @@ def test_format_of_an_attached_domain(kernel, hardware, page_sizes, bits):
 
 
 @pytest.mark.parametrize(
+    ("granules", "expected"),
+    # With kernels of 4, 16 and 64 KiB pages (arm_lpae_restrict_pgsizes).
+    [
+        (["4K", "16K", "64K"], ["4K", "16K", "64K"]),
+        (["4K", "64K"], ["4K", "4K", "64K"]),
+        (["16K", "64K"], ["16K", "16K", "64K"]),
+        (["4K", "16K"], ["4K", "16K", "16K"]),
+        (["64K"], ["64K", "64K", "64K"]),
+    ],
+)
+def test_the_granule_is_the_kernel_s_page_size_where_it_can_be(granules, expected):
+    for option, granule in zip((None, "ARM64_16K_PAGES", "ARM64_64K_PAGES"), expected, strict=True):
+        system = boot("7.2", hardware={"granules": granules}, config={option: True} if option else {})
+        page_sizes = system.groups[0].default_domain.page_sizes
+        assert page_sizes & -page_sizes == int(granule[:-1]) << 10
+
+
+@pytest.mark.parametrize(
     ("kernel", "hardware", "settled"), [("6.1", {}, False), ("6.12", {}, True), ("6.12", V2, False), ("7.2", {}, True)]
 )
 def test_who_settles_the_format(kernel, hardware, settled):

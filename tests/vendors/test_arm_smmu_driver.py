@@ -286,10 +286,19 @@ def test_a_stream_that_nobody_knows():
 def test_the_emulated_machine_is_one_that_the_driver_accepts():
     for version in ((7, 2), (10, 0)):
         emulation = emulated_machine(version)
-        machine = Machine.model_validate(emulation.machine)
-        system = boot(
-            "7.2", *(device.model_dump(exclude_unset=True, by_alias=True) for device in machine.devices), hardware=machine.hardware
-        )
-        assert OPS.requester(device=system.devices["nic"]) == 24
+        for each in (emulation, *emulation.variants.values()):
+            machine = Machine.model_validate(each.machine)
+            system = boot(
+                "7.2",
+                *(device.model_dump(exclude_unset=True, by_alias=True) for device in machine.devices),
+                hardware=machine.hardware,
+            )
+            assert OPS.requester(device=system.devices["nic"]) == 24
     assert emulated_machine((6, 2)) is None
-    assert emulated_machine((10, 0)).machine["hardware"]["stages"] == [1, 2]
+
+
+def test_qemu_has_stage_2_since_9_1():
+    old, new = emulated_machine((7, 2)), emulated_machine((10, 0))
+    assert list(old.variants) == ["16K-pages", "64K-pages"]
+    assert list(new.variants) == ["16K-pages", "64K-pages", "stage-2"]
+    assert [each.machine["hardware"]["stages"] for each in (old, new, new.variants["stage-2"])] == [[1], [1, 2], [2]]

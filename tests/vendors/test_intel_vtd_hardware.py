@@ -224,7 +224,7 @@ def test_scalable_entries(hardware):
     entry = [setup.memory.word((directory & -0x1000) + 8 * number) for number in range(8)]
     root, number = domain.space.table.root, entry[1]
     if hardware is FIRST:
-        assert entry == [1 | 1 << 6, number, root, 0, 0, 0, 0, 0]
+        assert entry == [1 | 1 << 6 | 2 << 2, number, root, 0, 0, 0, 0, 0]
     else:
         assert entry == [root | 2 << 6 | 2 << 2 | 1, number, 0, 0, 0, 0, 0, 0]
     OPS.release_device(device=setup.device())

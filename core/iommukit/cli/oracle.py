@@ -29,9 +29,17 @@ PROBE = "PT-12"
 """The rule that shows whether anything works at all: a device reads and writes what is mapped."""
 
 
-@click.group("oracle", cls=Group, examples=("iommukit oracle hardware --probe", "iommukit oracle hardware --vendor intel_vtd"))
-def command() -> None:
+@click.group(
+    "oracle",
+    cls=Group,
+    examples=("iommukit oracle hardware --probe", "iommukit oracle hardware --vendor intel_vtd"),
+    invoke_without_command=True,
+)
+@click.pass_context
+def command(context: click.Context) -> None:
     """Ask judges that share no code with the model."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @command.command(
@@ -74,6 +82,8 @@ def hardware_command(
     from iommukit.report.hardware import hardware_page
     from iommukit_conformance.selection import EMULATED
 
+    if "" in texts:
+        raise InputError("--case: an empty text is in every rule")
     make = platform_factory(hardware)
     registry = load_registry(context, vendors)
     makers = chosen_vendors(registry, vendors)
@@ -122,8 +132,9 @@ def _look(vendor: Vendor, make: PlatformFactory, hardware: str, *, insist: bool)
     from iommukit.report.hardware import Examined
 
     try:
-        with make(vendor) as platform:
-            return Examined(vendor.name, platform.name)
+        with make(vendor, "") as platform:
+            variants = platform.emulation.variants if platform.emulation else vendor.declaration.hardware_variants
+            return Examined(vendor.name, platform.name, variants=tuple(variants))
     except NotApplicable as error:
         if insist:
             raise

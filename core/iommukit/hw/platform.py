@@ -89,6 +89,8 @@ class Platform(Protocol):
 
     name: str
     """``model``, or the emulator with its version."""
+    emulation: Emulation | None
+    """The emulator's machine; ``None`` on the model."""
 
     @property
     def bus(self) -> Bus:

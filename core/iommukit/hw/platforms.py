@@ -1,8 +1,9 @@
 """Finding platforms: what installed distributions offer to run a kernel on, by name.
 
-A platform is a callable in the entry point group ``iommukit.platforms``: it takes a vendor (``iommukit.vendors.Vendor``) and
-answers a fresh ``Platform`` with that vendor's hardware in it.  It raises ``NotApplicable`` where it has no such hardware, and
-``InputError`` where it cannot be had on this computer.  Whoever calls it closes the platform; all platforms are context managers.
+A platform is a callable in the entry point group ``iommukit.platforms``: it takes a vendor (``iommukit.vendors.Vendor``) and the
+name of a variant of its hardware, the empty one for the plain hardware, and answers a fresh ``Platform`` with that in it.  It
+raises ``NotApplicable`` where it has no such hardware, and ``InputError`` where it cannot be had on this computer.  Whoever calls
+it closes the platform; all platforms are context managers.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "iommukit.platforms"
 
-PlatformFactory = Callable[[Any], Platform]
+PlatformFactory = Callable[[Any, str], Platform]
 
 
-def model(vendor: Any) -> ModelPlatform:
-    """The platform ``model``: the vendor's own hardware models."""
+def model(vendor: Any, variant: str) -> ModelPlatform:
+    """The platform ``model``: the vendor's own hardware models, which are what the machine document says."""
     return ModelPlatform()
 
 

@@ -47,11 +47,12 @@ class HardwareCase:
 
 @dataclass(slots=True)
 class Examined:
-    """One vendor on one kind of hardware; ``reason`` says why not, where it could not be."""
+    """One vendor on one kind of hardware and its ``variants``; ``reason`` says why not, where it could not be."""
 
     vendor: str
     hardware: str
     reason: str = ""
+    variants: tuple[str, ...] = ()
     cases: Sequence[HardwareCase] = field(default_factory=list)
 
     @property
@@ -64,6 +65,7 @@ class Examined:
         return {
             "vendor": self.vendor,
             "hardware": self.hardware,
+            "variants": list(self.variants),
             "reason": self.reason,
             "cases": [case.to_json() for case in self.cases],
         }
@@ -74,7 +76,8 @@ def hardware_page(examined: Sequence[Examined], *, full: bool = False) -> Page:
     page = Page()
     for each in examined:
         page.blank()
-        page.line(Span(each.vendor, "name"), f" on {each.hardware}: ", *_tally(each))
+        also = f" (also {', '.join(each.variants)})" if each.variants else ""
+        page.line(Span(each.vendor, "name"), f" on {each.hardware}{also}: ", *_tally(each))
         for outcome in Outcome:
             if full or outcome is not Outcome.PASS:
                 _tell(page, [case for case in each.cases if case.outcome is outcome])

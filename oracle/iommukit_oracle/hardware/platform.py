@@ -31,12 +31,14 @@ ENGINES: Mapping[str, tuple[PciModel, type[EduInitiator] | type[LsiInitiator]]] 
 
 OWN = 1 << 20
 """Bytes at the end of memory for the devices' windows."""
+WINDOW = 1 << 16
+"""Windows are a multiple of this (bytes): whole pages of whatever size tables have."""
 BAR_SPACE = 1 << 22
 """Bytes of address space for each function's base address registers."""
 
 
 def emulation_of(vendor: Vendor) -> Emulation:
-    """The emulated machine that has a vendor's IOMMU.
+    """The emulated machine that has a vendor's IOMMU, with its variants.
 
     Raises ``InputError`` where QEMU is not installed, ``NotApplicable`` where it has no such IOMMU.
     """
@@ -51,9 +53,9 @@ def emulation_of(vendor: Vendor) -> Emulation:
     return found
 
 
-def start(vendor: Vendor) -> QemuPlatform:
-    """The platform for a vendor.  Raises what ``emulation_of`` raises."""
-    return QemuPlatform(emulation_of(vendor))
+def start(vendor: Vendor, variant: str) -> QemuPlatform:
+    """The platform for a vendor, the empty variant being its plain machine.  Raises what ``emulation_of`` raises."""
+    return QemuPlatform(emulation_of(vendor).machine_of(variant))
 
 
 class QemuPlatform:
@@ -121,6 +123,7 @@ class QemuPlatform:
         return value
 
     def _window(self, size: int) -> Window:
+        size = -(-size // WINDOW) * WINDOW
         at, self._free = self._free, self._free + size
         iova = at if self._host.windows is None else self._host.windows + at - self.bus.memory.pages.end
         return Window(iova, at, size)

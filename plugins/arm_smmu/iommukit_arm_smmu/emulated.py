@@ -1,10 +1,12 @@
-"""The machine of QEMU that has an SMMUv3, and what that one does otherwise than the specification."""
+"""The machines of QEMU that have an SMMUv3, and what that one does otherwise than the specification."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from iommukit.hookspecs import Emulation
+from iommukit_arm_smmu.smmu import KERNEL_PAGES
 
 _EDU: dict[str, Any] = {"id": "1234:11e8", "class": "00ff00", "kind": "conventional"}
 
@@ -20,22 +22,38 @@ MACHINE: dict[str, Any] = {
 }
 
 BOTH_STAGES_SINCE = (9, 1)
-"""The release whose ``virt`` has both stages, whatever ``-global`` asks of the SMMU."""
+"""The release whose newest ``virt`` has both stages, whatever ``-global`` asks of the SMMU; an older ``virt`` obeys."""
 MEMORY_BASE = 0x4000_0000
 
 DEVIATIONS: dict[str, str] = {}
 """What QEMU gets wrong, by rule."""
+STAGE_2_DEVIATIONS: dict[str, str] = {
+    "FAULT-03": "of a cached stage 2 entry QEMU takes a missing permission for stage 1's, and records no fault",
+}
+"""The same of stage 2 alone."""
 
 
 def emulated_machine(version: tuple[int, int]) -> Emulation | None:
-    """The machine of a version; none before 7."""
+    """The machine of a version; none before 7.
+
+    The hardware has all granules, so that which one the driver uses is up to the kernel's page size.
+    """
     if version < (7, 0):
         return None
-    hardware = {**MACHINE["hardware"], "stages": [1, 2] if version >= BOTH_STAGES_SINCE else [1]}
+    both = version >= BOTH_STAGES_SINCE
+    plain = _emulation("virt", [1, 2] if both else [1])
+    variants = {f"{size}-pages": replace(plain, config={option: True}) for option, size in KERNEL_PAGES.items()}
+    if both:
+        second = _emulation("virt-9.0", [2], "-global", "arm-smmuv3.stage=2")
+        variants["stage-2"] = replace(second, deviations={**DEVIATIONS, **STAGE_2_DEVIATIONS})
+    return replace(plain, variants=variants)
+
+
+def _emulation(machine: str, stages: list[int], *more: str) -> Emulation:
     return Emulation(
         binary="aarch64",
-        arguments=("-M", "virt,iommu=smmuv3", "-cpu", "cortex-a57"),
-        machine={**MACHINE, "hardware": hardware},
+        arguments=("-M", f"{machine},iommu=smmuv3", "-cpu", "cortex-a57", *more),
+        machine={**MACHINE, "hardware": {**MACHINE["hardware"], "stages": stages}},
         memory_base=MEMORY_BASE,
         deviations=DEVIATIONS,
     )

@@ -29,8 +29,8 @@ PAGE_SIZES = {
 """Pages and blocks (bytes) of each granule."""
 BLOCK_4T = 1 << 42
 """The 64 KiB granule's third size, for output addresses above 48 bits."""
-GRANULE_CHOICE = ("4K", "16K", "64K")
-"""A kernel with 4 KiB pages prefers its own size, then the smallest there is (``arm_lpae_restrict_pgsizes``)."""
+KERNEL_PAGES = {"ARM64_16K_PAGES": "16K", "ARM64_64K_PAGES": "64K"}
+"""The page size that a build option gives the kernel; without one it is 4 KiB."""
 
 QUEUE_LINES = ("allocated 65536 entries for cmdq", "allocated 32768 entries for evtq")
 """QEMU's queue sizes, as the driver prints them."""
@@ -95,6 +95,8 @@ class Smmu:
     """Streams without a domain are stopped."""
     asids: Numbers
     """Of all units together (``arm_smmu_asid_xa``)."""
+    kernel_page: str = "4K"
+    """The kernel's page size."""
     running: Running | None = None
     """The unit's hardware, once ``start_unit`` has brought it up."""
 
@@ -110,8 +112,14 @@ class Smmu:
 
     @property
     def granule(self) -> str:
-        """The granule of the tables."""
-        return next(name for name in GRANULE_CHOICE if name in self.hardware.granules)
+        """The granule of the tables: the kernel's page size, else the next smaller, else the smallest.
+
+        As ``arm_lpae_restrict_pgsizes`` has it.
+        """
+        order = list(PAGE_SIZES)
+        there = [name for name in order if name in self.hardware.granules]
+        fitting = [name for name in there if order.index(name) <= order.index(self.kernel_page)]
+        return fitting[-1] if fitting else there[0]
 
     @property
     def page_sizes(self) -> int:
@@ -168,6 +176,7 @@ def start_units(description: Description, hardware: Hardware, boot: BootState) -
     # Before 7.2 firmware is asked at bind; only the legacy binding is read when a unit registers.
     at_bind = boot.era < Era.V7_2 and not hardware.legacy_binding
     domains, asids = StaticDomains.fresh(), Numbers()
+    kernel_page = next((size for option, size in KERNEL_PAGES.items() if boot.config.get(option)), "4K")
     units = []
     for facts in description.units:
         streams: StreamTable | StreamMap
@@ -176,7 +185,7 @@ def start_units(description: Description, hardware: Hardware, boot: BootState) -
         else:
             streams = StreamMap(hardware.mapping_groups, description.sid_bits, _grouped if at_bind else _present)
         stops = unattached_streams_fault(boot, facts.version)
-        smmu = Smmu(facts, hardware, description, streams, domains, boot.era, stops, asids)
+        smmu = Smmu(facts, hardware, description, streams, domains, boot.era, stops, asids, kernel_page)
         boot.log.extend(smmu.lines(boot.era))
         units.append(Unit(facts.name, VENDOR, probes_at_bind=at_bind, state=smmu))
     return units

@@ -256,12 +256,14 @@ class ScalableEntries(Attachments):
         """The three words of a PASID entry that say anything."""
         snooped = SNOOPED_WALK if self._running.words.has(SMPWC) else 0
         second = target.number | snooped
+        # The width is the second stage's and pass-through's; the driver sets it always.
+        low = target.levels - 2 << PASID_WIDTH | PRESENT
         if target.space is None:
-            return PASS << PASID_TYPE | target.levels - 2 << PASID_WIDTH | PRESENT, second, 0
+            return PASS << PASID_TYPE | low, second, 0
         root = target.space.table.root
         if target.space.first_stage:
-            return FIRST << PASID_TYPE | PRESENT, second, root | (FIVE_LEVELS if target.levels == 5 else 0)
-        return root | SECOND << PASID_TYPE | target.levels - 2 << PASID_WIDTH | PRESENT, second, 0
+            return FIRST << PASID_TYPE | low, second, root | (FIVE_LEVELS if target.levels == 5 else 0)
+        return root | SECOND << PASID_TYPE | low, second, 0
 
     def _forget_old(self, low: int, second: int) -> list[Request]:
         number = second & 0xFFFF
