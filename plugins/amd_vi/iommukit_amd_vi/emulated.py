@@ -28,7 +28,7 @@ _OPTIONS = {7: "", 9: ",pt=off", 11: ",dma-remap=on"}
 _NO_LOG = "QEMU never writes the event log (since 11 it does, but leaves the tail where it is)"
 
 DEVIATIONS: dict[str, str] = dict.fromkeys(("FAULT-01", "FAULT-02", "FAULT-03", "FAULT-07", "FAULT-08", "FAULT-10"), _NO_LOG)
-"""What QEMU gets wrong, by rule.
+"""What QEMU gets wrong, by rule.  It translates v1 tables alone, and has no mode beside this one.
 
 Others of its ways no rule can tell from right ones: its cache is tagged by device, each INVALIDATE_IOMMU_PAGES drops the whole
 domain, it caches neither directories nor device table entries nor absent entries, and CMDHEAD reads 0x1000 at an exact wrap.

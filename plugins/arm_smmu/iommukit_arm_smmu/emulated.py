@@ -23,6 +23,8 @@ MACHINE: dict[str, Any] = {
 
 BOTH_STAGES_SINCE = (9, 1)
 """The release whose newest ``virt`` has both stages, whatever ``-global`` asks of the SMMU; an older ``virt`` obeys."""
+UNSEEN_BEFORE = {"arm-no-access-flag": "QEMU looks at the access flag since 9.1 only"}
+"""Mistakes that older releases do not see."""
 MEMORY_BASE = 0x4000_0000
 
 DEVIATIONS: dict[str, str] = {}
@@ -41,7 +43,7 @@ def emulated_machine(version: tuple[int, int]) -> Emulation | None:
     if version < (7, 0):
         return None
     both = version >= BOTH_STAGES_SINCE
-    plain = _emulation("virt", [1, 2] if both else [1])
+    plain = replace(_emulation("virt", [1, 2] if both else [1]), unseen={} if both else UNSEEN_BEFORE)
     variants = {f"{size}-pages": replace(plain, config={option: True}) for option, size in KERNEL_PAGES.items()}
     if both:
         second = _emulation("virt-9.0", [2], "-global", "arm-smmuv3.stage=2")

@@ -161,7 +161,6 @@ MISTAKES: tuple[Mistake, ...] = (
         "It leaves the access flag of pages clear, although nobody sets it on the first access.",
         "PT-12",
         lambda: WrongDescriptors(_without(bits.PTE_AF)),
-        unseen="QEMU looks at the access flag since 9.1 only",
     ),
     Mistake(
         "arm-read-only-bit-lost",
