@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ SID = 3 << 3
 """The requester: slot 3 of bus 0."""
 TOKENS = 500
 """Words in the device's buffer, no two alike: what it stores."""
-_LOADED = 8 * (TOKENS + 4)
+LOADED = 8 * (TOKENS + 4)
 """Where in its buffer the device loads to."""
 
 
@@ -106,7 +106,7 @@ class Twins:
         self.unit = model
         blank = np.zeros(PAGES * PAGE // 8, np.uint64)
         first = (DATA - ARENA) // 8
-        blank[first:] = np.arange(DATA, ARENA + PAGES * PAGE, 8, dtype=np.uint64) | np.uint64(0xDA7A << 48)
+        blank[first:] = np.arange(DATA, ARENA + PAGES * PAGE, 8, dtype=np.uint64) | np.uint64(0x1A7A << 48)
         for memory in (self.memory, self.qemu.memory):
             memory.words[ARENA // 8 : ARENA // 8 + len(blank)] = blank
 
@@ -136,7 +136,9 @@ class Twins:
         answers = self.platform.qemu.qtest.batch(commands)
         there = {name: int(answer, 16) & mask for (name, (_, _, mask)), answer in zip(wanted.items(), answers, strict=True)}
         here = {name: self.unit.read(offset, size) & mask for name, (offset, size, mask) in wanted.items()}
-        wrong = [f"{name} is {here[name]:#x} in the model, {there[name]:#x} in QEMU" for name in wanted if here[name] != there[name]]
+        wrong = [
+            f"{name} is {here[name]:#x} in the model, {there[name]:#x} in QEMU" for name in wanted if here[name] != there[name]
+        ]
         assert not wrong, "; ".join(wrong)
         return here
 
@@ -174,12 +176,24 @@ class Twins:
         """A load; answers where it came from."""
         reached = self._reach(iova, False, many)
         self._loaded = bytes(8) if reached is None else self.memory.read(reached, 8)
-        self._device.load(iova, 8, _LOADED)
+        self._device.load(iova, 8, LOADED)
         return reached
 
     def view(self, window: int, *, many: bool = False) -> int | None:
         """Store what was loaded through a window, which is compared like any store."""
-        return self._store(window, _LOADED, self._loaded, many)
+        return self._store(window, LOADED, self._loaded, many)
+
+    def stores(self, iova: int) -> tuple[bool, bool]:
+        """Whether a store reaches the arena: in the model, in QEMU.  For what they are known to differ in."""
+        reached = self._reach(iova, True, False)
+        first, last = ARENA, ARENA + PAGES * PAGE
+        before = self.qemu.memory.read(first, last - first)
+        at = 8 * self._next
+        self._next = (self._next + 1) % TOKENS
+        self._device.store(iova, 8, at)
+        changed = self.qemu.memory.read(first, last - first) != before
+        self.qemu.memory.write(first, before)
+        return reached is not None and first <= reached < last, changed
 
     def _reach(self, iova: int, write: bool, many: bool) -> int | None:
         """Where in memory the model lets a request go; ``None`` for none, and for an address without memory."""
@@ -195,7 +209,10 @@ class Twins:
         return reached if reached is not None and self.memory.holds(reached, 8) else None
 
 
+Case = Callable[[Any], tuple[Any, Any]]
+"""Brings about a known deviation; answers with what the model and what QEMU makes of it."""
+
+
 def machine(*arguments: str) -> Emulation:
     """A PC with the device in slot 3."""
     return Emulation("x86_64", ("-M", "q35", *arguments), {"devices": [{"name": "nic", "address": "0000:00:03.0"}]})
-

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from iommukit_intel_vtd.capabilities import Capabilities
 from iommukit_intel_vtd.model.unit import VtdUnit
 
-from .differential import DATA, PAGE, SID, Twins, arena, flips, machine, thorough
+from .differential import DATA, PAGE, SID, Case, Twins, arena, flips, machine, thorough
 
 BASE = 0xFED9_0000
 CAP, ECAP, GCMD, GSTS, RTADDR, CCMD, FSTS, FECTL = 0x08, 0x10, 0x18, 0x1C, 0x20, 0x28, 0x34, 0x38
@@ -40,14 +40,6 @@ RECORD = {
     "FRCD low": (FRCD, 8, ALL),
     "FRCD high": (FRCD + 8, 8, ALL ^ PASID_VALUE),
 }
-
-
-DEVIATIONS = {
-    "refused by the IOTLB": "QEMU records no fault where a translation that it has cached does not allow the request",
-    "reserved, silently": "QEMU records reason 0xB though the context entry has FPD set",
-    "all ones": "QEMU takes an entry of all ones for one that cannot be read: reason 7, or 3 in the first table, instead of 0xC",
-}
-"""What QEMU gets wrong.  Such examples are left out or judged by this; a test holds that QEMU still does it."""
 
 
 class Unit(Twins):
@@ -113,7 +105,7 @@ class Unit(Twins):
             self.cached.add(iova >> 12)
         elif (self.forgiving or iova >> 12 in self.cached) and self.unit.read(FRCD + 12, 4) & 0xFF in (5, 6):
             silent = self.qemu.read(BASE + FSTS, 4) == 0
-            assert silent or self.forgiving, DEVIATIONS["refused by the IOTLB"]
+            assert silent or self.forgiving, "QEMU records a fault for what its IOTLB refuses"
             if silent:
                 self.unit.write(FRCD + 12, 4, 1 << 31)
         if self.registers(STATE)["FSTS"] & PPF:
@@ -148,8 +140,7 @@ offsets = st.sampled_from((0, 8, 0xFF8))
 def addresses(draw: st.DrawFn) -> int:
     """An I/O virtual address: of the levels above the second any index but the window's, below that a page of the arena."""
     upper = st.integers(0, 511).filter(lambda index: index != 5)
-    iova = draw(upper) << 30 | draw(upper) << 39 | arena(draw(st.integers(0, 63))) & 0x3FFF_FFFF | draw(offsets)
-    return iova
+    return draw(upper) << 30 | draw(upper) << 39 | arena(draw(st.integers(0, 63))) & 0x3FFF_FFFF | draw(offsets)
 
 
 wrong = st.one_of(
@@ -201,7 +192,9 @@ contexts = st.fixed_dictionaries(
 
 @thorough(100)
 @given(iova=addresses(), beyond=flips(30, 63, 2), spoiled=contexts, does=accesses)
-def test_device_entries(unit: Unit, iova: int, beyond: int, spoiled: dict[str, tuple[int, ...]], does: list[tuple[bool, bool]]) -> None:
+def test_device_entries(
+    unit: Unit, iova: int, beyond: int, spoiled: dict[str, tuple[int, ...]], does: list[tuple[bool, bool]]
+) -> None:
     """Root and context entries with any bits wrong (9.1, 9.3), and root tables anywhere (11.4.5)."""
     unit.begin()
     unit.map(iova & (1 << unit.width) - 1)
@@ -320,7 +313,9 @@ queue_steps = st.lists(
     st.one_of(
         st.tuples(st.just("queue"), st.lists(st.tuples(descriptors, flips(), flips()), min_size=1, max_size=5)),
         st.tuples(st.just("queue"), st.lists(st.tuples(descriptors, st.just(0), st.just(0)), min_size=1, max_size=60)),
-        st.tuples(st.just("register"), st.sampled_from((ICS, IECTL, FECTL)), st.sampled_from((0, 1, 1 << 31, 1 << 30, 0xFFFF_FFFF))),
+        st.tuples(
+            st.just("register"), st.sampled_from((ICS, IECTL, FECTL)), st.sampled_from((0, 1, 1 << 31, 1 << 30, 0xFFFF_FFFF))
+        ),
         st.tuples(st.just("enable"), st.sampled_from((0, TE, SRTP, TE | SRTP))),
         st.tuples(st.just("restart"), st.booleans()),
         st.tuples(st.just("tail"), st.integers(0, 0x7FFF)),
@@ -381,3 +376,98 @@ def test_queue(unit: Unit, size: int, steps: list[tuple[Any, ...]]) -> None:
             unit.write(FSTS, 4, 0x10)
             unit.write(IQT, 8, tail)
             state = unit.registers(QUEUE_STATE)
+
+
+# ---- what QEMU gets wrong --------------------------------------------------------------------------------------------
+
+
+def fault(unit: Unit) -> tuple[int, int]:
+    """The reasons that are recorded, 0 for none: in the model, in QEMU."""
+    here = unit.unit.read(FRCD + 12, 4) & 0xFF if unit.unit.read(FSTS, 4) & PPF else 0
+    there = unit.qemu.read(BASE + FRCD + 12, 4) & 0xFF if unit.qemu.read(BASE + FSTS, 4) & PPF else 0
+    return here, there
+
+
+def refused_by_the_iotlb(unit: Unit) -> tuple[int, int]:
+    unit.begin()
+    unit.put(unit.map(PLACE)[0], DATA | R)
+    unit.load(PLACE)
+    unit.store(PLACE)
+    return fault(unit)
+
+
+def all_ones(unit: Unit) -> tuple[int, int]:
+    unit.begin()
+    unit.put(unit.map(PLACE)[0], ALL)
+    unit.store(PLACE)
+    return fault(unit)
+
+
+def reserved_silently(unit: Unit) -> tuple[int, int]:
+    unit.begin()
+    unit.flip(ENTRY, 1 << 4 | 1 << 1)
+    unit.store(PLACE)
+    return fault(unit)
+
+
+def queue(unit: Unit, *wanted: tuple[int, int]) -> None:
+    unit.begin(on=False)
+    unit.write(IQA, 8, arena(QUEUE))
+    unit.write(GCMD, 4, QIE)
+    for number, words in enumerate(wanted):
+        unit.put(arena(QUEUE) + 16 * number, *words)
+    unit.write(IQT, 8, 16 * len(wanted))
+
+
+def stopped_at(*wanted: tuple[int, int]) -> Case:
+    """How far the queue comes with some descriptors."""
+
+    def case(unit: Unit) -> tuple[int, int]:
+        queue(unit, *wanted)
+        return unit.unit.read(IQH, 8), unit.qemu.read(BASE + IQH, 8)
+
+    return case
+
+
+def goes_on(unit: Unit) -> tuple[int, int]:
+    queue(unit, (0xF, 0))
+    unit.put(arena(QUEUE), *wait(1))
+    unit.write(FSTS, 4, 0x10)
+    return unit.unit.read(IQH, 8), unit.qemu.read(BASE + IQH, 8)
+
+
+def stays_on(unit: Unit) -> tuple[int, int]:
+    queue(unit, (2 | 1 << 4, 0))
+    unit.write(GCMD, 4, 0)
+    return unit.unit.read(GSTS, 4), unit.qemu.read(BASE + GSTS, 4)
+
+
+def domain_of_contexts(unit: Unit) -> tuple[int, int]:
+    unit.begin()
+    unit.write(CCMD, 8, 1 << 63 | 2 << 61 | DID)
+    return unit.unit.read(CCMD, 8) >> 59 & 3, unit.qemu.read(BASE + CCMD, 8) >> 59 & 3
+
+
+DEVIATIONS: dict[str, tuple[str, Case]] = {
+    "refused by the IOTLB": ("QEMU records no fault where a cached translation does not allow the request", refused_by_the_iotlb),
+    "all ones": ("QEMU takes an entry of all ones for one that cannot be read: reason 7 or 3 instead of 0xC", all_ones),
+    "reserved, silently": ("QEMU records reason 0xB though the context entry has FPD set", reserved_silently),
+    "goes on": ("QEMU does not go on when IQE is cleared, but when IQT is written (11.4.9.9)", goes_on),
+    "stays on": ("QEMU does not switch off a queue whose last descriptor was no wait", stays_on),
+    "wait for nothing": ("QEMU stops at a wait with neither SW nor IF", stopped_at((5, 0))),
+    "device TLB": ("QEMU takes device-TLB invalidations without ECAP.DT", stopped_at((3, 0))),
+    "interrupt entries": ("QEMU does not look at reserved bits of interrupt entry invalidations", stopped_at((4, 1))),
+    "domain of contexts": ("QEMU invalidates all contexts for those of a domain; hardware may", domain_of_contexts),
+}
+"""Such examples are left out, or judged by this.
+
+A wait with SW and IF is left out as well: QEMU aborts (its issue 3028).  Descriptors 6 and 7 depend on QEMU's version.
+"""
+
+
+@pytest.mark.parametrize("name", DEVIATIONS)
+def test_qemu_still_deviates(unit: Unit, name: str) -> None:
+    """Each reason for leaving examples out holds: one that no longer does has to go."""
+    reason, case = DEVIATIONS[name]
+    model, qemu = case(unit)
+    assert model != qemu, f"{name}: no longer, {reason}"

@@ -59,10 +59,11 @@ def test_completion_wait_stores(hand):
     assert hand.get(CMDHEAD) == hand.get(CMDTAIL) == 16
 
 
-def test_completion_wait_interrupts_only_when_enabled(hand):
-    hand.command(1 << 60 | 2)
+@pytest.mark.parametrize("enabled", [0, 1 << 4])
+def test_completion_wait_with_i_sets_the_status_bit_whether_an_interrupt_follows_or_not(hand, enabled):
+    hand.put(CONTROL, ON | enabled)
+    hand.command(1 << 60)
     assert not hand.get(STATUS) & 4
-    hand.put(CONTROL, ON | 1 << 4)
     hand.command(1 << 60 | 2)
     assert hand.get(STATUS) & 4
     hand.put(STATUS, 4)

@@ -65,6 +65,14 @@ def test_status_tells_what_runs(hand):
     assert hand.get(STATUS) == 1 << 4
 
 
+def test_nothing_runs_in_an_iommu_that_is_off(hand):
+    """MMIO Offset 0018h: the rings run while their own bit and IommuEn are both set."""
+    hand.put(CONTROL, ON & ~1)
+    assert hand.get(STATUS) == 0
+    hand.put(CONTROL, ON)
+    assert hand.get(STATUS) == 1 << 3 | 1 << 4
+
+
 # ---- device table ----------------------------------------------------------------------------------------------------
 
 

@@ -550,3 +550,58 @@ def test_a_remembered_upper_entry_refuses_what_it_refuses_in_memory(many, flags,
     rig.map(IO + 0x1000, 0x40_1000)
     assert (rig.reach_many if many else rig.reach)(IO, not write) == 0x40_0000
     assert rig.why(IO + 0x1000, write, many=many) == reason
+
+
+# ---- the queue's registers -------------------------------------------------------------------------------------------
+
+ICS, IECTL, PENDING, MASKED = 0x9C, 0xA0, 1 << 30, 1 << 31
+
+
+def test_a_wait_with_if_is_an_event():
+    """11.4.9.4, 11.4.9.5: ICS.IWC until software clears it; IECTL holds the interrupt back while it is masked."""
+    rig = Rig()
+    assert (rig.read(ICS), rig.read(IECTL)) == (0, MASKED)
+    rig.submit()
+    assert rig.read(ICS) == 0, "no interrupt was asked for"
+    rig.submit((5 | 1 << 4, 0))
+    assert (rig.read(ICS), rig.read(IECTL)) == (1, MASKED | PENDING)
+    rig.write(ICS, 0)
+    assert rig.read(ICS) == 1
+    rig.write(ICS, 1)
+    assert (rig.read(ICS), rig.read(IECTL)) == (0, MASKED), "what was pending has been taken note of"
+    rig.submit((5 | 1 << 4, 0))
+    rig.write(IECTL, 0)
+    assert rig.read(IECTL) == 0, "the interrupt is out"
+    rig.submit((5 | 1 << 4, 0))
+    rig.write(IECTL, MASKED)
+    assert rig.read(IECTL) == MASKED, "one event has been told of, and is no other"
+
+
+@pytest.mark.parametrize("drains", [False, True])
+def test_a_wait_drains_page_requests_only_where_there_are_any(drains):
+    """6.5.2.8: PD is reserved without ECAP.PDS."""
+    rig = Rig(pds=drains)
+    assert rig.submit((5 | 1 << 7, 0)) == drains
+    assert bool(rig.read(FSTS) & 1 << 4) != drains
+
+
+def test_the_head_is_0_while_the_queue_is_off():
+    """11.4.9.1."""
+    rig = Rig()
+    rig.submit()
+    assert rig.read(IQH, 8) == 16
+    rig.command(QIE, on=False)
+    assert rig.read(IQH, 8) == 0
+
+
+def test_addresses_in_registers_end_at_the_host_address_width():
+    """11.4.5, 11.4.9.3: bits of RTADDR and IQA from there on are ignored."""
+    rig = Rig(address_bits=39, start=False)
+    rig.map(IO, 0x40_0000)
+    rig.write(RTADDR, ROOT | 1 << 39 | 1 << 63, 8)
+    rig.command(SRTP)
+    rig.write(IQA, QUEUE | 1 << 40, 8)
+    rig.command(QIE)
+    rig.command(TE)
+    assert rig.submit()
+    assert rig.reach(IO) == 0x40_0000

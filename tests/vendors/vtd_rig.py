@@ -49,6 +49,7 @@ BITS = {
     "sc": ("ecap", 7, 1),
     "srs": ("ecap", 31, 1),
     "pasid": ("ecap", 40, 1),
+    "pds": ("ecap", 42, 1),
     "smts": ("ecap", 43, 1),
     "ssts": ("ecap", 46, 1),
     "fsts": ("ecap", 47, 1),

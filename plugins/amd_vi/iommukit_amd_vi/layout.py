@@ -120,7 +120,6 @@ RING_ENTRY = 16
 IOMMU_EN = Field("IommuEn", 0)
 EVENT_LOG_EN = Field("EventLogEn", 2)
 EVENT_INT_EN = Field("EventIntEn", 3)
-COM_WAIT_INT_EN = Field("ComWaitIntEn", 4)
 COHERENT = Field("Coherent", 10)
 CMD_BUF_EN = Field("CmdBufEn", 12)
 GT_EN = Field("GTEn", 16)

@@ -58,6 +58,7 @@ SC = Bits("ecap", 7)
 IRO = Bits("ecap", 8, 10)
 SRS = Bits("ecap", 31)
 PASID = Bits("ecap", 40)
+PDS = Bits("ecap", 42)
 SMTS = Bits("ecap", 43)
 SSADS = Bits("ecap", 45)
 SSTS = Bits("ecap", 46)
@@ -158,7 +159,7 @@ DMA_AUDIT: tuple[tuple[str, Bits], ...] = (
     ("slads", SSADS),
     ("vcs", Bits("ecap", 44)),
     ("smts", SMTS),
-    ("pds", Bits("ecap", 42)),
+    ("pds", PDS),
     ("dit", Bits("ecap", 41)),
     ("pasid", Bits("ecap", 40)),
     ("eafs", Bits("ecap", 34)),

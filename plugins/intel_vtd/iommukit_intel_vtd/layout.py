@@ -131,8 +131,8 @@ class Descriptor(enum.IntEnum):
     PASID_DEVICE_TLB = 8
 
 
-WAIT_IF, WAIT_SW, WAIT_FN = 1 << 4, 1 << 5, 1 << 6
-"""Invalidation wait: raise an interrupt, write the status, hold later descriptors back (6.5.2.8)."""
+WAIT_IF, WAIT_SW, WAIT_FN, WAIT_PD = 1 << 4, 1 << 5, 1 << 6, 1 << 7
+"""Invalidation wait: raise an interrupt, write the status, hold later descriptors back, drain page requests (6.5.2.8)."""
 IOTLB_DW, IOTLB_DR = 1 << 6, 1 << 7
 """IOTLB invalidation: drain writes, drain reads."""
 IH = 1 << 6

@@ -14,7 +14,6 @@ from iommukit_amd_vi.layout import (
     CMD_BUF_EN,
     CMD_BUF_RUN,
     COM_WAIT_INT,
-    COM_WAIT_INT_EN,
     DTE_SIZE,
     EVENT_CODE,
     EVENT_DOMAIN,
@@ -145,13 +144,13 @@ class AmdModel:
         self._exclusion_limit = value & BASE_ADDRESS.mask
 
     def _write_control(self, value: int) -> None:
-        """A ring starts when its enable bit turns on, and stops when it turns off (MMIO Offset 0018h)."""
-        turned = self._control ^ value
-        self._control = value
-        if turned & EVENT_LOG_EN.mask:
-            self.events.running = bool(value & EVENT_LOG_EN.mask)
-        if turned & CMD_BUF_EN.mask:
-            self.commands.running = bool(value & CMD_BUF_EN.mask)
+        """A ring starts when its enable bit and that of the IOMMU are both on, and stops when one is not (MMIO Offset 0018h)."""
+        before, self._control = self._control, value
+        for ring, enable in ((self.events, EVENT_LOG_EN), (self.commands, CMD_BUF_EN)):
+            both = IOMMU_EN.mask | enable.mask
+            on = value & both == both
+            if on != (before & both == both):
+                ring.running = on
         self._run_commands()
 
     def _read_status(self) -> int:
@@ -169,8 +168,6 @@ class AmdModel:
     def _run_commands(self) -> None:
         """Carry out what is in the command buffer; an illegal command stops it, with the head at that command (2.4, 2.5.6)."""
         ring = self.commands
-        if not self._control & IOMMU_EN.mask:
-            return
         while ring.running and ring.head != ring.tail:
             entry = ring.entry(ring.head)
             kind = kind_of(*entry, self.features) if entry else None
@@ -189,9 +186,8 @@ class AmdModel:
         self._log(EVENT_CODE.of(event), self.commands.base + self.commands.head)
 
     def completion_interrupt(self) -> None:
-        """COMPLETION_WAIT with I: the status bit; an interrupt would follow with ComWaitIntEn."""
-        if self._control & COM_WAIT_INT_EN.mask:
-            self._status |= COM_WAIT_INT.mask
+        """COMPLETION_WAIT with I: the status bit (MMIO Offset 2020h); ComWaitIntEn would let an interrupt follow."""
+        self._status |= COM_WAIT_INT.mask
 
     # ---- events ------------------------------------------------------------------------------------------------------
 

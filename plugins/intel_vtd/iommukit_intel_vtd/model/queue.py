@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from iommukit_intel_vtd.layout import EVENT_IM, EVENT_IP, ICS_IWC, IQA_DW, IQA_QS, PAGE, WAIT_IF, WAIT_SW, Descriptor
+from iommukit_intel_vtd.layout import EVENT_IM, EVENT_IP, ICS_IWC, IQA_DW, IQA_QS, PAGE, WAIT_IF, WAIT_PD, WAIT_SW, Descriptor
 
 if TYPE_CHECKING:
     from iommukit.hw.memory import PhysicalMemory
@@ -69,21 +69,24 @@ class CompletionEvent:
 class InvalidationQueue:
     """One unit's queue.
 
-    ``actions`` carries out descriptors by type; ``stopped`` is called when a descriptor cannot be, and raises FSTS.IQE.  While
-    ``blocked()``, that is until software clears IQE, nothing is fetched.
+    ``actions`` carries out descriptors by type; ``drains``: a wait may ask for page requests to be drained (ECAP.PDS);
+    ``stopped`` is called when a descriptor cannot be carried out, and raises FSTS.IQE.  While ``blocked()``, that is until software
+    clears IQE, nothing is fetched.
     """
 
     def __init__(
         self,
         memory: PhysicalMemory,
         actions: Mapping[Descriptor, Callable[[Words], None]],
+        drains: bool,
         stopped: Callable[[], None],
         blocked: Callable[[], bool],
     ) -> None:
         self._memory = memory
         self._actions: dict[int, tuple[Callable[[Words], None], int, int]] = {}
         for type_, action in actions.items():
-            self._actions[int(type_)] = (action, RESERVED[type_][0], RESERVED[type_][1])
+            reserved = RESERVED[type_][0] | (WAIT_PD if type_ is Descriptor.WAIT and not drains else 0)
+            self._actions[int(type_)] = (action, reserved, RESERVED[type_][1])
         self._stopped = stopped
         self._blocked = blocked
         self.address = 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from iommukit.hw.platform import UNMAPPED, Addresses
-from iommukit_intel_vtd.capabilities import DT, ESRTPS, FRO, IR, IRO, NFR, PHMR, PLMR, QI, SMTS, Capabilities
+from iommukit_intel_vtd.capabilities import DT, ESRTPS, FRO, IR, IRO, NFR, PDS, PHMR, PLMR, QI, SMTS, Capabilities
 from iommukit_intel_vtd.layout import (
     CCMD_CAIG,
     CCMD_CIRG,
@@ -49,7 +49,9 @@ class VtdUnit:
         """Bits of RTADDR and IQA that there are: those from the host address width on are ignored (11.4.5, 11.4.9.3)."""
         self.faults = FaultLog(words.get(NFR) + 1)
         self.remapper = Remapper(memory, words, min(address_bits, WIDEST_ADDRESS), self.faults)
-        self.queue = InvalidationQueue(memory, self._actions(), self.faults.set_queue_error, lambda: self.faults.queue_error)
+        self.queue = InvalidationQueue(
+            memory, self._actions(), words.has(PDS), self.faults.set_queue_error, lambda: self.faults.queue_error
+        )
         self._status = 0
         """GSTS."""
         self._records = words.get(FRO) * 16
