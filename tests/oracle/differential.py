@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, reject, settings
 from hypothesis import strategies as st
 
 from iommukit.hookspecs import Emulation
@@ -34,6 +34,8 @@ Two bits of its address above 2 MiB are set: an entry with two wrong bits does n
 """
 DATA = ARENA + 48 * PAGE
 """The last pages of it hold data: every word says where it is."""
+NO_MEMORY = ((0xA_0000, 0x10_0000), (0xE000_0000, 1 << 32))
+"""Where a PC has firmware and devices: an example that leads there is given up."""
 SID = 3 << 3
 """The requester: slot 3 of bus 0."""
 TOKENS = 500
@@ -206,6 +208,8 @@ class Twins:
         else:
             reached = unit.translate(SID, iova, write=write)
         self.translated = reached is not None
+        if reached is not None and any(first <= reached < last for first, last in NO_MEMORY):
+            reject()
         return reached if reached is not None and self.memory.holds(reached, 8) else None
 
 

@@ -577,6 +577,12 @@ def test_a_wait_with_if_is_an_event():
     assert rig.read(IECTL) == MASKED, "one event has been told of, and is no other"
 
 
+def test_a_wait_may_write_its_status_and_tell_as_well():
+    rig = Rig()
+    rig.submit((0x1234 << 32 | 5 | 1 << 5 | 1 << 4, STATUS + 8))
+    assert (rig.memory.word(STATUS + 8), rig.read(ICS)) == (0x1234, 1)
+
+
 @pytest.mark.parametrize("drains", [False, True])
 def test_a_wait_drains_page_requests_only_where_there_are_any(drains):
     """6.5.2.8: PD is reserved without ECAP.PDS."""
