@@ -137,6 +137,32 @@ def test_two_levels():
     assert bench.read(FRAME, sid=256 + 24) is None
 
 
+@pytest.mark.parametrize(("split", "bits"), [(6, 6), (8, 8), (10, 10), (4, 6), (7, 6), (31, 6)])
+def test_a_reserved_split_is_six(split, bits):
+    """STRTAB_BASE_CFG.SPLIT (6.3.25)."""
+    bench = Bench()
+    bench.set(0x20, 0)
+    bench.set(0x88, 1 << 16 | split << 6 | 16)
+    bench.set(0x20, 0b1101)
+    second = bench.room(0x1_0000)
+    bench.words(TABLE + 8, second | 7)
+    bench.words(second, 0b1001)
+    assert bench.read(FRAME, sid=1 << bits) == FRAME
+
+
+@pytest.mark.parametrize(("output", "large", "root"), [(44, False, 0x20), (48, False, 0x20), (52, True, 0x40)])
+def test_a_small_table_is_aligned_to_its_size(output, large, root):
+    """Four entries lie at a multiple of 32 bytes; at one of 64 where addresses have 52 bits (DDI 0487 D8.2.5)."""
+    granule = 16 if large else 12
+    bench = Bench(output=output, large=large)
+    table = bench.room(0x1_0000)
+    bits = granule + (granule - 3) * 2 + 2 if large else 32
+    bench.cd(table + root, tsz=64 - bits, granule=1 if large else 0, flip=(4 ^ 6) << 32)
+    bench.ste(0b1011 | CONTEXT)
+    bench.map(table + root, bits, 0x1000, FRAME | PAGE, granule=granule)
+    assert bench.read(0x1000) == FRAME + (0x1000 if large else 0)
+
+
 def test_an_entry_outside_memory():
     bench = Bench(two_level=True)
     bench.words(TABLE, BASE - 0x10000 | 9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iommukit.hw.platform import UNMAPPED
-from tests.vendors.arm_smmu_hardware import ASID, BASE, COMMANDS, NOT_GLOBAL, PAGE, QUEUE, REGISTERS, SID, TABLE, Bench
+from tests.vendors.arm_smmu_hardware import ASID, BASE, COMMANDS, EVENTS, NOT_GLOBAL, PAGE, QUEUE, REGISTERS, SID, TABLE, Bench
 
 FRAME = BASE + 0x80_0000
 IDR0, IDR1, IDR3, IDR5, CR0, CR0ACK = 0x00, 0x04, 0x0C, 0x14, 0x20, 0x24
@@ -168,6 +168,41 @@ def test_a_queue_outside_memory():
 
 
 # ---- events ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opcode", [1, 2, 3, 4, 5, 6])
+def test_ssec_is_illegal_in_the_non_secure_queue(opcode):
+    """4.1.6."""
+    bench = Bench()
+    bench.command((opcode | 1 << 10, 0), sync=False)
+    assert (bench.get(CONS) >> 24, bench.get(GERROR)) == (1, 1)
+
+
+@pytest.mark.parametrize("log2size", [19, 20, 31])
+def test_a_queue_is_no_larger_than_the_unit_has_it(log2size):
+    """CMDQ_BASE.LOG2SIZE is capped to IDR1.CMDQS, 19 (6.3.26): index 2^19 is index 0 with the wrap bit."""
+    bench = Bench()
+    queue = BASE + 0x80_0000
+    bench.set(0x20, 0)
+    bench.bus.write(REGISTERS + 0x90, 8, queue | log2size)
+    bench.set(CONS, (1 << 19) - 1)
+    for index in (0, (1 << 19) - 1):
+        bench.words(queue + 16 * index, *SYNC)
+    bench.set(PROD, 1 << 19 | 1)
+    bench.set(0x20, 0b1101)
+    assert (bench.get(CONS), bench.get(GERROR)) == (1 << 19 | 1, 0)
+
+
+def test_queues_are_aligned_to_their_size():
+    """Lower bits of an address are ignored (6.3.26, 6.3.29)."""
+    bench = Bench()
+    bench.set(0x20, 0)
+    bench.bus.write(REGISTERS + 0x90, 8, COMMANDS | 0x40 | QUEUE)
+    bench.bus.write(REGISTERS + 0xA0, 8, EVENTS | 0x60 | QUEUE)
+    bench.set(0x20, 0b1101)
+    assert bench.command((0x30, 0)) == 2
+    bench.read(FRAME)
+    assert [event[0] for event in bench.events()] == [4]
 
 
 def test_a_full_event_queue_says_that_something_was_lost():

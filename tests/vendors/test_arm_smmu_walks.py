@@ -153,6 +153,7 @@ def test_a_table_outside_memory():
     assert bench.read(0x2000) is None
     words = bench.memory.table(bench.unit.events.base & ~0x1F, 4).tolist()
     assert (words[0] & 0xFF, words[2], words[3]) == (F_WALK_EABT, 0x2000, BASE - 0x1000)
+    assert words[1] >> 40 & 3 == 0b01, "CLASS: a stage 1 table"
     assert bench.many(0x2000) == [int(UNMAPPED)]
 
 
@@ -259,7 +260,7 @@ RANGE_4 = (0x12 | 3 << 12 | ASID << 48, 0x8000 | 1 | 3 << 8 | 1 << 10)
     ],
 )
 def test_what_invalidates_a_page(command, gone):
-    bench = Bench()
+    bench = Bench(stages=(1, 2))
     root = bench.stage_1()
     where = bench.map(root, 39, 0x9000, FRAME | P)
     assert bench.read(0x9000) == FRAME
@@ -268,6 +269,27 @@ def test_what_invalidates_a_page(command, gone):
     assert bench.many(0x9000) == [FRAME]
     bench.command(command)
     assert bench.read(0x9000) == (None if gone else FRAME)
+
+
+def test_a_table_outside_memory_is_told_though_faults_are_not():
+    """CD.R is about faults of translation; an external abort is none (5.4, 7.3.12)."""
+    bench = Bench()
+    root = bench.stage_1(flip=1 << 45)
+    bench.map(root, 39, 0x2000, BASE - 0x1000 | 3, level=2)
+    assert bench.read(0x2000) is None
+    assert [event[0] for event in bench.events()] == [F_WALK_EABT]
+
+
+def test_without_stage_2_a_command_has_no_vmid():
+    """Its bits are ignored then (4.4.1)."""
+    bench = Bench()
+    root = bench.stage_1()
+    for command in ((0x10, 0), (0x11 | ASID << 48, 0), (0x12 | ASID << 48, 0x9001), (0x13, 0x9001)):
+        where = bench.map(root, 39, 0x9000, FRAME | P)
+        assert bench.read(0x9000) == FRAME
+        bench.words(where, 0)
+        bench.command((command[0] | 7 << 32, command[1]))
+        assert bench.read(0x9000) is None
 
 
 def test_a_block_goes_by_any_address_in_it():

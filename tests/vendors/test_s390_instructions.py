@@ -127,7 +127,7 @@ def test_configuration_space_is_read_from_the_left():
 
 @pytest.mark.parametrize(
     ("space", "offset", "size", "ending"),
-    [(15, 1, 2, (0, 0, OPERAND)), (15, 0, 3, (0, 0, OPERAND)), (15, 256, 4, (0, 0, OPERAND)), (0, 0, 4, (1, 20, 0))],
+    [(15, 3, 2, (0, 0, OPERAND)), (15, 0, 3, (0, 0, OPERAND)), (15, 256, 4, (0, 0, OPERAND)), (0, 0, 4, (1, 20, 0))],
 )
 def test_accesses_that_cannot_be(space, offset, size, ending):
     program = Program().enabled()
@@ -156,7 +156,7 @@ def test_states_decide_who_may_do_what():
         "standby": ((3, 0), (3, 0), (3, 0)),
         "disabled": ((3, 0), (3, 0), (3, 0)),
         "enabled": ((0, 0), (1, 8), (0, 0)),
-        "error": ((1, 12), (1, 8), (0, 0)),
+        "error": ((1, 12), (1, 40), (0, 0)),
         "blocked": ((0, 0), (1, 8), (0, 0)),
         "permanent error": ((1, 12), (3, 0), (3, 0)),
     }
@@ -218,8 +218,10 @@ def test_other_controls():
     assert program.modify(99)[2] == OPERAND
     assert program.modify(7)[:2] == program.modify(9)[:2] == (1, 24)
     assert program.modify(10, measurement=0x1000)[:2] == (0, 0)
-    assert program.modify(10, measurement=0x1001)[:2] == (1, 8)
+    assert program.modify(10, measurement=0x1001)[:2] == (1, 0)
     assert program.event()[:2] == (0x2C, 1)
+    assert program.model.state is State.ENABLED
+    assert program.modify(10, measurement=0x1010)[:2] == (0, 0)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
@@ -278,6 +280,8 @@ def test_rpcit_outside_and_without_registration():
     program.root()
     program.register(limit=SDMA + 0xFFF)
     assert (program.refresh(SDMA + 0x1000), program.event()[0]) == ((1, 8), 2)
+    program.modify(7)
+    assert (program.refresh(SDMA + 0x1000, 0), program.event()[0]) == ((1, 8), 2)
     program.modify(7)
     assert program.refresh(SDMA, 0) == (0, 0)
     assert program.refresh(SDMA, handle=program.handle ^ 0x1_0000) == (3, 0)

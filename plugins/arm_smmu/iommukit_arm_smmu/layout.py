@@ -104,6 +104,8 @@ SPLITS = (6, 8, 10)
 # the queues (6.3.25 to 6.3.31; 3.5.1)
 QUEUE_ADDRESS = ((1 << 52) - 1) & ~0x1F
 QUEUE_LOG2SIZE = Field(0, 5)
+QUEUE_BITS = 19
+"""Log2 of the most entries that a queue has here (IDR1.CMDQS, IDR1.EVENTQS); a larger LOG2SIZE means this."""
 QUEUE_RWA = Field(62)
 CMDQ_ERR = Field(24, 7)
 EVENTQ_OVERFLOW = Field(31)

@@ -122,7 +122,7 @@ FIB_SIZE = 80
 FIB_FORMAT = 0
 FIB_BASE, FIB_LIMIT, FIB_IOTA, FIB_MEASUREMENT = 16, 24, 32, 64
 """Offsets: PBA and PAL (first and last address), the anchor, the measurement block."""
-MEASUREMENT_KEY = 0x1F
+MEASUREMENT_KEY = 0xF
 """Bits of the measurement block's address that have to be zero."""
 
 # ---- Call Logical Processor (clp.h, pci_clp.h): offsets into requests and responses ----
@@ -167,10 +167,13 @@ class Response(enum.IntEnum):
     COMMAND = 0x0020
     FORMAT = 0x0040
     LENGTH = 0x0050
+    ROOM = 0x0060
+    """The response block is too short for the command."""
     RESERVED = 0x0070
     HANDLE = 0x0101
     OPERATION = 0x0102
     DMA_SPACES = 0x0103
+    RESOURCES = 0x0104
     ERROR_STATE = 0x0106
     TOKEN = 0x010A
     GROUP = 0x010B

@@ -25,6 +25,8 @@ class CommandQueue:
         self._quads = memory.quads
         self._walker = walker
         self._caches = caches
+        self._vmids = 0xFFFF if 2 in features.stages else 0
+        """VMID is ignored without stage 2 (4.4.1)."""
         self._known = {opcode: work for opcode, (needs, work) in COMMANDS.items() if not needs or needs & features.stages}
         self._pending: list[tuple[Work, int, int]] = []
         self.base = 0
@@ -36,17 +38,19 @@ class CommandQueue:
 
     def consume(self) -> bool:
         """Go through what has been queued.  False where a command stops the queue: the reason is in CONS (4.1.1)."""
-        log2size = bits.QUEUE_LOG2SIZE.of(self.base)
+        log2size = min(bits.QUEUE_LOG2SIZE.of(self.base), bits.QUEUE_BITS)
         wrap = (2 << log2size) - 1
         start = (self.base & bits.QUEUE_ADDRESS & -max(32, bits.COMMAND_SIZE << log2size)) - self._memory.base
         at, prod = self.cons & wrap, self.prod & wrap
         known, quads, pending = self._known, self._quads, self._pending
         error = bits.CERROR_NONE
-        if not self._memory.holds(start + self._memory.base, bits.COMMAND_SIZE << log2size):
-            error, prod = (bits.CERROR_ABT, at) if at != prod else (error, prod)
+        end = self._memory.size - bits.COMMAND_SIZE
         while at != prod:
-            word = start + bits.COMMAND_SIZE * (at & wrap >> 1) >> 3
-            first, second = quads[word], quads[word + 1]
+            entry = start + bits.COMMAND_SIZE * (at & wrap >> 1)
+            if not 0 <= entry <= end:
+                error = bits.CERROR_ABT
+                break
+            first, second = quads[entry >> 3], quads[(entry >> 3) + 1]
             opcode = first & 0xFF
             if opcode == bits.SYNC and bits.SYNC_CS.of(first) != 0b11:
                 for work, earlier, address in pending:
@@ -54,7 +58,7 @@ class CommandQueue:
                 pending.clear()
             else:
                 known_work = known.get(opcode)
-                if known_work is None or (opcode in RANGED and not _range_can_be(first, second)):
+                if known_work is None or (opcode in CHECKED and not CHECKED[opcode](first, second)):
                     error = bits.CERROR_ILL
                     break
                 pending.append((known_work, first, second))
@@ -87,6 +91,9 @@ class CommandQueue:
 
     # ---- translations (4.4) ------------------------------------------------------------------------------------------
 
+    def _vmid(self, first: int) -> int:
+        return bits.TLBI_VMID.of(first) & self._vmids
+
     def everything(self, first: int, second: int) -> None:
         """CMD_TLBI_NSNH_ALL."""
         for tlb in (*self._walker.leaves.values(), *self._walker.tables.values()):
@@ -94,35 +101,35 @@ class CommandQueue:
 
     def all_first(self, first: int, second: int) -> None:
         """CMD_TLBI_NH_ALL: stage 1 of a VMID."""
-        vmid = bits.TLBI_VMID.of(first)
+        vmid = self._vmid(first)
         self._walker.forget(_first_stage_of(vmid))
 
     def asid(self, first: int, second: int) -> None:
         """CMD_TLBI_NH_ASID: what is not global of an ASID."""
-        self._walker.forget((bits.TLBI_VMID.of(first), bits.TLBI_ASID.of(first)))
+        self._walker.forget((self._vmid(first), bits.TLBI_ASID.of(first)))
 
     def address(self, first: int, second: int) -> None:
         """CMD_TLBI_NH_VA: addresses of an ASID, and what is global there."""
-        vmid = bits.TLBI_VMID.of(first)
+        vmid = self._vmid(first)
         start, last, leaf, level = _range(first, second)
         for name in (bits.TLBI_ASID.of(first), GLOBAL):
             self._walker.forget((vmid, name), start, last, leaf=leaf, level=level)
 
     def address_of_all(self, first: int, second: int) -> None:
         """CMD_TLBI_NH_VAA: addresses of every ASID."""
-        vmid = bits.TLBI_VMID.of(first)
+        vmid = self._vmid(first)
         start, last, leaf, level = _range(first, second)
         self._walker.forget(_first_stage_of(vmid), start, last, leaf=leaf, level=level)
 
     def machine(self, first: int, second: int) -> None:
         """CMD_TLBI_S12_VMALL: both stages of a VMID."""
-        vmid = bits.TLBI_VMID.of(first)
+        vmid = self._vmid(first)
         self._walker.forget(_machine(vmid))
 
     def intermediate(self, first: int, second: int) -> None:
         """CMD_TLBI_S2_IPA: intermediate addresses at stage 2; what both stages made together stays."""
         start, last, leaf, level = _range(first, second)
-        self._walker.forget((bits.TLBI_VMID.of(first), STAGE_2), start, last, leaf=leaf, level=level)
+        self._walker.forget((self._vmid(first), STAGE_2), start, last, leaf=leaf, level=level)
 
     def nothing(self, first: int, second: int) -> None:
         """A prefetch, which this model does not make use of."""
@@ -156,7 +163,11 @@ COMMANDS: dict[int, tuple[frozenset[int], Work]] = {
 }
 """By opcode: the stages one of which is needed, and what is done.  All else is CERROR_ILL here: EL2 (IDR0.HYP 0) and EL3
 (non-secure queue), ATC_INV (IDR0.ATS 0), PRI_RESP (IDR0.PRI 0), RESUME and STALL_TERM (STALL_MODEL 0b01)."""
-RANGED = frozenset({bits.TLBI_NH_VA, bits.TLBI_NH_VAA, bits.TLBI_S2_IPA})
+
+
+def _is_non_secure(first: int, second: int) -> bool:
+    """SSec has to be clear in the non-secure queue (4.1.6)."""
+    return not bits.COMMAND_SSEC.of(first)
 
 
 def _range_can_be(first: int, second: int) -> bool:
@@ -168,6 +179,16 @@ def _range_can_be(first: int, second: int) -> bool:
     if granule == 0b10 and level == 1:
         return False
     return bool(level or bits.TLBI_NUM.of(first) or bits.TLBI_SCALE.of(first))
+
+
+_STREAM_COMMANDS = (
+    bits.PREFETCH_CONFIG, bits.PREFETCH_ADDR, bits.CFGI_STE, bits.CFGI_STE_RANGE, bits.CFGI_CD, bits.CFGI_CD_ALL,
+)  # fmt: skip
+CHECKED: dict[int, Callable[[int, int], bool]] = {
+    **dict.fromkeys(_STREAM_COMMANDS, _is_non_secure),
+    **dict.fromkeys((bits.TLBI_NH_VA, bits.TLBI_NH_VAA, bits.TLBI_S2_IPA), _range_can_be),
+}
+"""By opcode: whether the fields of a command can be; those that cannot are CERROR_ILL."""
 
 
 def _range(first: int, second: int) -> tuple[int, int, bool, int]:

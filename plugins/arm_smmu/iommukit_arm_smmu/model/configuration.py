@@ -153,14 +153,20 @@ class Configuration:
         if bits.STRTAB_FMT.of(self.strtab_cfg) != bits.FMT_TWO_LEVEL:
             return (base & -(bits.STE_SIZE << log2size)) + bits.STE_SIZE * stream
         address, entries = self.second_level(stream)
-        offset = stream & (1 << bits.STRTAB_SPLIT.of(self.strtab_cfg)) - 1
+        offset = stream & (1 << self._split) - 1
         if offset >= entries:
             raise Stopped(Event(bits.C_BAD_STREAMID))
         return address + bits.STE_SIZE * offset
 
+    @property
+    def _split(self) -> int:
+        """How many bits of a stream id the second level resolves; reserved values are 6 (6.3.25)."""
+        split = bits.STRTAB_SPLIT.of(self.strtab_cfg)
+        return split if split in bits.SPLITS else bits.SPLITS[0]
+
     def second_level(self, stream: int) -> tuple[int, int]:
         """Address and entries of the second-level table for a stream (5.1).  Raises ``Stopped``."""
-        split = bits.STRTAB_SPLIT.of(self.strtab_cfg)
+        split = self._split
         index = stream >> split
         known = self.caches.first_level.get(index)
         if known is not None:
@@ -265,7 +271,11 @@ class Configuration:
 
 
 def _aligned(regime: Regime) -> Regime:
-    """The same with the root's address cut to the alignment of its table (5.4: TTB0; 5.2: S2TTB)."""
-    size = max(6, regime.input_bits - regime.shift(regime.start) + 3)
+    """The same with the root's address cut to the alignment of its table (5.4: TTB0; 5.2: S2TTB).
+
+    That is its size; tables of fewer than 8 entries are aligned to 64 bytes only where addresses have 52 bits (DDI 0487 D8.2.5).
+    """
+    least = 6 if regime.output_bits > 48 else 4
+    size = max(least, regime.input_bits - regime.shift(regime.start) + 3)
     root = regime.root & -(1 << size)
     return regime if root == regime.root else replace(regime, root=root)

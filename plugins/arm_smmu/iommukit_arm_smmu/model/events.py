@@ -65,7 +65,7 @@ class EventQueue:
     @property
     def log2size(self) -> int:
         """Log2 of the entries."""
-        return bits.QUEUE_LOG2SIZE.of(self.base)
+        return min(bits.QUEUE_LOG2SIZE.of(self.base), bits.QUEUE_BITS)
 
     @property
     def room(self) -> int:
@@ -80,7 +80,8 @@ class EventQueue:
                 self.prod ^= bits.EVENTQ_OVERFLOW.mask
             return True
         size = 1 << self.log2size
-        address = (self.base & bits.QUEUE_ADDRESS) + bits.EVENT_SIZE * (self.prod & size - 1)
+        # The address is aligned to the queue's size (6.3.29).
+        address = (self.base & bits.QUEUE_ADDRESS & -(bits.EVENT_SIZE * size)) + bits.EVENT_SIZE * (self.prod & size - 1)
         if not self._memory.holds(address, bits.EVENT_SIZE):
             return False
         at = address - self._memory.base >> 3

@@ -19,8 +19,6 @@ from iommukit_arm_smmu.model.configuration import Config, Configuration, Feature
 from iommukit_arm_smmu.model.events import Event, EventQueue, Stopped, record
 from iommukit_arm_smmu.model.walker import Walker
 
-QUEUE_BITS = 19
-"""Log2 of the most entries that a queue may have (IDR1.CMDQS, IDR1.EVENTQS)."""
 LOW_HALF = (1 << 32) - 1
 
 
@@ -38,7 +36,8 @@ def identification(features: Features) -> dict[int, int]:
         | bits.IDR0_TERM_MODEL.put(1)
         | bits.IDR0_ST_LEVEL.put(bits.TWO_LEVELS)
     )
-    idr1 = bits.IDR1_SIDSIZE.put(features.stream_bits) | bits.IDR1_EVENTQS.put(QUEUE_BITS) | bits.IDR1_CMDQS.put(QUEUE_BITS)
+    queues = bits.IDR1_EVENTQS.put(bits.QUEUE_BITS) | bits.IDR1_CMDQS.put(bits.QUEUE_BITS)
+    idr1 = bits.IDR1_SIDSIZE.put(features.stream_bits) | queues
     idr3 = bits.IDR3_HAD.put(1) | bits.IDR3_RIL.put(1) | bits.IDR3_BBML.put(2)
     idr5 = bits.IDR5_OAS.put(bits.ADDRESS_SIZES.index(features.output_bits)) | bits.IDR5_VAX.put(features.large_addresses)
     for name, field in bits.IDR5_GRANULES.items():

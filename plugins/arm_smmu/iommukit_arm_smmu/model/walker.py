@@ -71,8 +71,8 @@ class Walker:
         told, stage = regime.told, regime.stage
         ipa = address if stage == 2 else 0
 
-        def stopped(type: int, at: int = 0) -> Stopped:
-            return Stopped(Event(type, at, stage, cause, ipa, told))
+        def stopped(type: int) -> Stopped:
+            return Stopped(Event(type, 0, stage, cause, ipa, told))
 
         if not regime.holds(address):
             raise stopped(bits.F_TRANSLATION)
@@ -87,7 +87,8 @@ class Walker:
             if second is not None:
                 at = self.fetch(at, second, bits.CLASS_TABLE)
             if not base <= at < end:
-                raise stopped(bits.F_WALK_EABT, at)
+                # Not a fault of translation: CD.R and STE.S2R have no say. At stage 1 a table was wanted (7.3.12).
+                raise Stopped(Event(bits.F_WALK_EABT, at, stage, bits.CLASS_TABLE if stage == 1 else cause))
             word = words[at - base >> 3]
             if not word & 1 or (level == 3 and not word & 2):
                 raise stopped(bits.F_TRANSLATION)

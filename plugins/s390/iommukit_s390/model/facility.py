@@ -53,7 +53,7 @@ _OFF = dict.fromkeys((State.STANDBY, State.DISABLED, State.PERMANENT_ERROR), INV
 
 REFUSED: dict[str, dict[State, Completion]] = {
     "access": _OFF | {State.ERROR: _error(Status.BLOCKED), State.PERMANENT_ERROR: _error(Status.BLOCKED)},
-    "refresh": _OFF | {State.ERROR: _error(Status.IN_ERROR), State.BLOCKED: _error(Status.IN_ERROR)},
+    "refresh": _OFF | {State.ERROR: _error(Status.RECOVERY)},
     "modify": _OFF,
 }
 """How PCI Load and Store, Refresh PCI Translations and Modify PCI Function Controls end in states in which they do nothing."""
@@ -123,7 +123,8 @@ class Facility:
     def _access(self, function: FunctionModel, space: int, offset: int, size: int) -> Completion | None:
         if space != CONFIGURATION_SPACE:
             return _error(Status.ADDRESS_SPACE)
-        fits = size in (1, 2, 4) and offset % size == 0 and 0 <= offset <= len(function.configuration) - size
+        # An access lies within a word; it need not be aligned to its size.
+        fits = size in (1, 2, 4) and offset % 4 + size <= 4 and 0 <= offset <= len(function.configuration) - size
         return None if fits else OPERAND
 
     def refresh_translations(self, handle: int, address: int, size: int) -> Completion:
@@ -131,16 +132,16 @@ class Facility:
         function = self._select(handle, "refresh")
         if isinstance(function, Completion):
             return function
-        if size <= 0:
-            return DONE
         registration = function.registration
-        last = min(address + size - 1, _LAST)
+        last = min(address + max(size, 1) - 1, _LAST)
         if registration is None:
             function.error(EventCode.ADDRESS_SPACE, address)
             return _error(Status.IN_ERROR)
         if last < registration.base or address > registration.limit:
             function.error(EventCode.OUT_OF_RANGE, address)
             return _error(Status.IN_ERROR)
+        if size <= 0:
+            return DONE
         try:
             complete = registration.translation.refresh(address & PAGE_FRAME, min(last, registration.limit))
         except TableError as error:
@@ -191,8 +192,10 @@ class Facility:
     def _measure(self, function: FunctionModel, block: bytes) -> Completion:
         address = _field(block, FIB_MEASUREMENT)
         if address & MEASUREMENT_KEY:
-            function.error(EventCode.MEASUREMENT, address)
-            return _error(Status.IN_ERROR)
+            # Measurement ends; the function goes on, and there is no status: the event tells.
+            function.measurement = 0
+            function.tell(EventCode.MEASUREMENT, address)
+            return Completion(CC_ERROR)
         function.measurement = address
         return DONE
 

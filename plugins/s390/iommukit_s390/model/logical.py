@@ -97,11 +97,15 @@ class LogicalProcessor:
 
     def _list(self, request: bytes, answer: bytearray) -> None:
         """List PCI: from the function that the resume token names on, as many as there is room for."""
-        if len(answer) < LIST_ENTRIES + LIST_ENTRY or (len(answer) - LIST_ENTRIES) % LIST_ENTRY:
-            raise Refused(Response.LENGTH)
+        if request[4] & 0xF or any(request[5:CLP_ARGUMENT]):
+            raise Refused(Response.RESERVED)
         (token,) = struct.unpack_from(">Q", request, CLP_ARGUMENT)
         if token > len(self._functions):
             raise Refused(Response.TOKEN)
+        if len(answer) < LIST_ENTRIES + LIST_ENTRY:
+            raise Refused(Response.ROOM)
+        if (len(answer) - LIST_ENTRIES) % LIST_ENTRY:
+            raise Refused(Response.LENGTH)
         start = max(token - 1, 0)
         room = (len(answer) - LIST_ENTRIES) // LIST_ENTRY
         shown = self._functions[start : start + room]
@@ -149,9 +153,9 @@ class LogicalProcessor:
         if function.state is State.PERMANENT_ERROR:
             raise Refused(Response.ERROR_STATE)
         off = function.state is State.DISABLED
+        if operation == SET_ENABLE and request[REQUEST_SPACES] != 1:
+            raise Refused(Response.RESOURCES if request[REQUEST_SPACES] else Response.DMA_SPACES)
         if operation == SET_ENABLE and off:
-            if request[REQUEST_SPACES] != 1:
-                raise Refused(Response.DMA_SPACES)
             function.enable()
         elif operation == SET_DISABLE and not off and function.state is not State.STANDBY:
             function.disable()

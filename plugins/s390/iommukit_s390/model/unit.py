@@ -124,14 +124,18 @@ class FunctionModel:
 
     def error(self, code: EventCode, iova: int, *, write: bool | None = None) -> None:
         """Put the function into the error state, and tell."""
+        self.state = State.ERROR
+        self.tell(code, iova, write=write)
+
+    def tell(self, code: EventCode, address: int, *, write: bool | None = None) -> None:
+        """Report an error event."""
         qualifier = 0 if write is None else QUALIFIED | (QUALIFIER_WRITE if write else 0)
         event = bytearray(CCDF_SIZE)
         struct.pack_into(">I", event, CCDF_HANDLE, self.handle)
         struct.pack_into(">I", event, CCDF_FUNCTION, self.facts.fid)
         struct.pack_into(">I", event, CCDF_QUALIFIER, qualifier)
-        struct.pack_into(">Q", event, CCDF_ADDRESS, iova)
+        struct.pack_into(">Q", event, CCDF_ADDRESS, address)
         struct.pack_into(">H", event, CCDF_CODE, code)
-        self.state = State.ERROR
         self._report(bytes(event))
 
     # ---- what the device does ----------------------------------------------------------------------------------------
