@@ -50,12 +50,14 @@ Figures = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Row:
-    """A figure: what is measured, its unit, the aim, and what the peers need."""
+    """A figure: its short name, its unit, what is measured, the aim, what the peers need, and the limit: a flat array's work."""
 
     title: str
     unit: str
+    what: str
     aim: float | None = None
     peers: str = "-"
+    limit: str = ""
 
     def missed(self, figure: float) -> bool:
         """Whether a figure misses the aim."""
@@ -63,23 +65,22 @@ class Row:
 
 
 ROWS = {
-    "map_fresh": Row("map 1 GiB as 4 KiB pages, fresh tables", "ns a page", 2.9, "2.5-2.9"),
-    "map_present": Row("map 1 GiB as 4 KiB pages, tables present", "ns a page", 2.9, "1.4-1.9"),
-    "unmap": Row("unmap 1 GiB of 4 KiB pages", "ns a page", 4.0, "0.8-4.9"),
-    "map_sync": Row("tell the hardware that 1 GiB was mapped", "ns a page"),
-    "unmap_sync": Row("invalidate 1 GiB, free its tables", "ns a page"),
-    "lookup": Row("iova_to_phys, a million random addresses", "ns each", 45.0, "33-40"),
-    "round_trip": Row("map, unmap and sync of one page", "ns", 25_000.0, "31-34 a call, without sync"),
-    "dma_miss": Row("DMA of a million random pages, TLB missed", "ns each", 150.0),
-    "memory": Row("memory besides the tables", "MiB", 64.0),
+    "map_fresh": Row(
+        *("map, fresh", "ns", "a page of 1 GiB in 4 KiB pages, its tables made on the way", 2.9, "2.5-2.9"),
+        "np.add(template, bits, out=array), of memory untouched before",
+    ),
+    "map_present": Row(
+        *("map, present", "ns", "the same, the tables are there", 2.9, "1.4-1.9"),
+        "np.add(template, bits, out=array)",
+    ),
+    "unmap": Row("unmap", "ns", "a page of 1 GiB in 4 KiB pages", 4.0, "0.8-4.9", "array.fill(0)"),
+    "map_sync": Row("sync maps", "ns", "a page of 1 GiB, of telling the hardware that it was mapped"),
+    "unmap_sync": Row("sync unmaps", "ns", "a page of 1 GiB, of invalidating it and freeing its tables"),
+    "lookup": Row("look up", "ns", "each of a million random addresses, iova_to_phys", 45.0, "33-40", "array.take(indices)"),
+    "round_trip": Row("one page", "ns", "map, unmap and sync; Linux: a call, without sync", 25_000.0, "31-34"),
+    "dma_miss": Row("DMA, missed", "ns", "each of a million random pages, TLB missed", 150.0, limit="array.take(indices)"),
+    "memory": Row("memory", "MiB", "besides the tables", 64.0),
 }
-LIMITS = {
-    "np.add(template, bits, out=array), of memory untouched before": ("map_fresh",),
-    "np.add(template, bits, out=array)": ("map_present",),
-    "array.fill(0)": ("unmap",),
-    "array.take(indices)": ("lookup", "dma_miss"),
-}
-"""What stands for the limit: the same work on a flat array in place of tables, and for which figures."""
 
 
 def best(work: Callable[[], object], count: int, rounds: int = ROUNDS, before: Callable[[], object] = lambda: None) -> float:
@@ -283,35 +284,50 @@ def bench_vendors(names: list[str], kernel: str, variants: bool) -> tuple[Figure
     return figures, skipped
 
 
+def number_text(figure: float) -> str:
+    """A figure with as many digits as it takes to compare it."""
+    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.1f}"
+
+
 def show_table(console: Console, kernel: str, limits: dict[str, float], figures: Figures) -> None:
     """Print the figures side by side; one that misses its aim is marked with an exclamation mark."""
-    table = Table(title=f"Translation, drivers of {kernel}, best of {ROUNDS}, processor time")
-    table.add_column("figure")
-    table.add_column("unit")
-    for head in (*figures, "aim", "flat array", "Linux in C"):
-        table.add_column(head, justify="right")
+    title = f"Translation, drivers of {kernel}, best of {ROUNDS}, processor time"
+    table = Table(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for head in (*(name.replace(", ", ",\n") for name in figures), "aim", "flat\narray", "Linux\nin C"):
+        table.add_column(head, justify="right", no_wrap=True)
     for key, row in ROWS.items():
-        cells = [f"[red]{of[key]:,.1f} ![/red]" if row.missed(of[key]) else f"{of[key]:,.1f}" for of in figures.values()]
+        cells = [
+            (f"[red]{number_text(of[key])}![/red]" if row.missed(of[key]) else number_text(of[key])) for of in figures.values()
+        ]
         limit = f"{limits[key]:.1f}" if key in limits else "-"
-        table.add_row(row.title, row.unit, *cells, f"<= {row.aim:,g}" if row.aim else "-", limit, row.peers)
+        table.add_row(row.title, row.unit, *cells, f"{row.aim:,g}" if row.aim else "-", limit, row.peers)
     console.print(table)
 
 
 def show(kernel: str, limits: dict[str, float], figures: Figures, skipped: dict[str, str]) -> None:
-    """Print a table for each six columns, and in words what they come to."""
+    """Print tables of as many columns as are read with ease, and in words what they come to."""
     console = Console()
     columns = list(figures)
-    for first in range(0, len(columns), 6):
-        show_table(console, kernel, limits, {column: figures[column] for column in columns[first : first + 6]})
-    for what, keys in LIMITS.items():
-        console.print(f"flat array: {what}, for: {'; '.join(ROWS[key].title for key in keys)}", highlight=False)
+    step = 6 if console.width >= 110 else 4
+    for first in range(0, len(columns), step):
+        show_table(console, kernel, limits, {column: figures[column] for column in columns[first : first + step]})
+        console.print()
+    for row in ROWS.values():
+        console.print(f"{row.title:12}  {row.what}", highlight=False, soft_wrap=True)
+        if row.limit:
+            console.print(f"{'':12}  flat array: {row.limit}", highlight=False, soft_wrap=True)
+    console.print()
     for name, reason in skipped.items():
-        console.print(f"{name}: left out: {reason}", highlight=False)
+        console.print(f"{name}: left out: {reason}", highlight=False, soft_wrap=True)
     for name, of in figures.items():
         missed = [row.title for key, row in ROWS.items() if row.missed(of[key])]
         verdict = f"misses: {', '.join(missed)}" if missed else "every aim is met"
         times = of["map_fresh"] / limits["map_fresh"]
-        console.print(f"{name}: {verdict}; mapping takes {times:.1f} times the fill of untouched memory", highlight=False)
+        console.print(
+            f"{name}: {verdict}; mapping takes {times:.1f} times the fill of untouched memory", highlight=False, soft_wrap=True
+        )
 
 
 def main() -> None:

@@ -98,8 +98,8 @@ class Matrix:
             yield f"on the hardware of {', '.join(sorted(used))}"
         counts = self.counts()
         names = [vendor for vendor in counts if vendor != SUITE] + [vendor for vendor in counts if vendor == SUITE]
-        width = max((len(name) for name in names), default=6)
-        kernels = max((len(kernel) for cells in counts.values() for kernel in cells), default=6)
+        width = max(map(len, (*names, "vendor")))
+        kernels = max(map(len, (*(kernel for cells in counts.values() for kernel in cells), "kernel")))
         yield f"{'vendor':{width}}  {'kernel':{kernels}}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES)
         for vendor in names:
             for kernel, cell in counts[vendor].items():
@@ -129,7 +129,9 @@ class Matrix:
             return
         seen = [row for row in rows if row["outcome"] != Outcome.NOT_APPLICABLE.value]
         rejected = sum(row["outcome"] == Outcome.PASS.value for row in seen)
-        vendors, names = (max(len(row[key]) for row in rows) for key in ("vendor", "case"))
+        vendors, names = (
+            max(len(title), *(len(row[key]) for row in rows)) for title, key in (("vendor", "vendor"), ("mistake", "case"))
+        )
         yield (
             f"{'vendor':{vendors}}  {'mistake':{names}}  {'by rule':9}  {MODEL:8}  {EMULATOR:8}"
             f"  ({rejected} of {len(seen)} rejected by the rule that names it)"
@@ -140,6 +142,7 @@ class Matrix:
             columns = f"{cells[MODEL]:8}  {cells[EMULATOR]:8}"
             what = row["reason"] if row["outcome"] == Outcome.NOT_APPLICABLE.value else row["mistake"]["sentence"]
             yield f"{row['vendor']:{vendors}}  {row['case']:{names}}  {row['mistake']['rule']:9}  {columns}  {what}"
+        yield "- not tried in this session: one session has one hardware (--hardware); unseen: it cannot show there, for the reason"
 
     def failed(self) -> Iterator[str]:
         """What failed, with its first findings; a failure that is the same under several kernels once."""

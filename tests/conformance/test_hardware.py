@@ -352,11 +352,12 @@ def test_the_table_has_a_column_for_each_hardware() -> None:
     mistake = {"rule": "TLB-01", "sentence": "It hurries."}
     matrix.add({**common, "case": "hurries", "outcome": "PASS", "mistake": mistake, "hardware": "model"})
     matrix.add({**common, "case": "hurries", "outcome": "N/A", "reason": "too slow", "mistake": mistake, "hardware": "qemu"})
-    head, model, emulator = matrix.mistakes()
+    head, model, emulator, legend = matrix.mistakes()
     assert head.split()[:6] == ["vendor", "mistake", "by", "rule", "model", "qemu"]
     assert model.split()[:5] == ["acme", "hurries", "TLB-01", "rejected", "-"]
     assert emulator.split()[:5] == ["acme", "hurries", "TLB-01", "-", "unseen"]
     assert "(1 of 1 rejected by the rule that names it)" in head
+    assert legend.startswith("- not tried in this session")
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------

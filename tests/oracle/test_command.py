@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from iommukit.hw.platforms import platform_factory, platform_names
 from iommukit.report.hardware import Examined, HardwareCase, hardware_page
 from iommukit.scenario.result import Outcome
 from iommukit.vendors import VendorRegistry
+from iommukit_conformance.case import Verdict
 from iommukit_oracle.hardware.qemu import find
 from tests.report.toy_vendor import toy_registry
 
@@ -68,6 +71,25 @@ def test_bad_input(args: tuple[str, ...], message: str) -> None:
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_interrupt_that_python_drops_is_heard_after_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a callback of the garbage collector raises is ignored, and hypothesis has one."""
+    seen = []
+
+    def interrupted(case: object, lab: object) -> Verdict:
+        seen.append(case)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return Verdict(Outcome.PASS)
+
+    monkeypatch.setattr("iommukit_conformance.case.decide", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    result = call("--vendor", "s390", "--on", "model")
+    assert result.exit_code == 130
+    assert result.stderr.split() == ["iommukit:", "interrupted"]
+    assert len(seen) == 1
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_qemu_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

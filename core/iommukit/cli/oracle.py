@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -100,10 +102,15 @@ def hardware_command(
         for case in cases
         if case.fits(kernel.name, kernel.era)
     ]
-    with progress(len(runs), "hardware", least=2, every=1) as tick:
+    with _lost_interrupts() as check, progress(len(runs), "hardware", least=2, every=1) as tick:
         for each in examined:
             mine = [(kernel, case) for other, kernel, case in runs if other is each]
-            each.cases = list(_carry_out(registry, each.vendor, mine, hardware, tick))
+            done: list[HardwareCase] = []
+            for result in _carry_out(registry, each.vendor, mine, hardware):
+                done.append(result)
+                tick()
+                check()
+            each.cases = done
     if as_json:
         show_json({"vendors": [each.to_json() for each in examined]})
     else:
@@ -141,9 +148,7 @@ def _look(vendor: Vendor, make: PlatformFactory, hardware: str, *, insist: bool)
         return Examined(vendor.name, hardware, str(error))
 
 
-def _carry_out(
-    registry: VendorRegistry, vendor: str, runs: Sequence[tuple[Kernel, Case]], hardware: str, tick: Callable[[], None]
-) -> Iterator[HardwareCase]:
+def _carry_out(registry: VendorRegistry, vendor: str, runs: Sequence[tuple[Kernel, Case]], hardware: str) -> Iterator[HardwareCase]:
     """Run cases against a vendor."""
     from iommukit.report.hardware import HardwareCase
     from iommukit.scenario.result import Outcome
@@ -160,4 +165,27 @@ def _carry_out(
         else:
             findings = tuple(finding.text for finding in verdict.findings)
             yield HardwareCase(rule, name, kernel.name, verdict.outcome, verdict.reason, findings, verdict.fault)
-        tick()
+
+
+@contextmanager
+def _lost_interrupts() -> Iterator[Callable[[], None]]:
+    """Yields what raises ``KeyboardInterrupt`` where one has been lost.
+
+    Python drops what is raised in a callback of the garbage collector, and hypothesis has one.
+    """
+    lost = False
+
+    def hear(number: int, frame: object) -> None:
+        nonlocal lost
+        lost = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if lost:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)

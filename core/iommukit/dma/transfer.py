@@ -6,6 +6,7 @@ import numpy as np
 
 from iommukit.device import Device
 from iommukit.dma.api import Direction, dma_map, dma_unmap
+from iommukit.errors import IommuError
 from iommukit.hw.memory import PAGE, PhysicalMemory
 from iommukit.hw.platform import Addresses, Initiator
 
@@ -24,7 +25,10 @@ def transfer(device: Device, size: int, direction: str) -> bool:
     memory = platform.bus.memory
     way = Direction[direction.upper()]
     room = -(-size // PAGE) * PAGE
-    buffer = memory.pages.alloc(PAGE, room // PAGE)
+    try:
+        buffer = memory.pages.alloc(PAGE, room // PAGE)
+    except IommuError as error:
+        raise IommuError("ENOMEM", f"memory has no room for a buffer of {size:#x} bytes") from error
     try:
         starts = _fill(memory, buffer, size)
         address = dma_map(device, buffer, size, way)
