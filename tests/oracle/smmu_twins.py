@@ -10,9 +10,10 @@ import dataclasses
 import struct
 
 import numpy as np
+import pytest
 
-from iommukit.errors import InputError
 from iommukit.hw.memory import PhysicalMemory
+from iommukit.hw.platform import UNMAPPED
 from iommukit_arm_smmu.emulated import MEMORY_BASE, emulated_machine
 from iommukit_arm_smmu.model.configuration import Features
 from iommukit_arm_smmu.model.unit import SmmuUnit
@@ -82,7 +83,7 @@ class SmmuTwins:
         need("aarch64")
         version = find("aarch64").version
         if version >= (8, 0):
-            raise InputError(f"the deviations are those of QEMU 7.2, this is {version[0]}.{version[1]}")
+            pytest.skip(f"what is bent here is what QEMU 7.2 does; this is {version[0]}.{version[1]}")
         emulation = emulated_machine(version)
         assert emulation is not None
         self.platform = QemuPlatform(dataclasses.replace(emulation, memory_size=SIZE))
@@ -207,7 +208,7 @@ class SmmuTwins:
         if self.bend:  # QEMU keeps no tables
             for tlb in self.unit.walker.tables.values():
                 tlb.clear()
-        physical = self.unit.translate(sid, iova, write=write)
+        physical = self._translate(sid, iova, write)
         reached = physical is not None and self.here.holds(physical, 4)
         found: int | None
         if write:
@@ -219,6 +220,13 @@ class SmmuTwins:
         here = [bent_event(*event) if self.bend else event for event in self._events(self.here, self.unit.events.prod)]
         there = self._events(self.there, self.platform.bus.read(REGISTERS + EVENTQ_PROD, 4))
         return (expected, here), (found, there)
+
+    def _translate(self, sid: int, iova: int, write: bool) -> int | None:
+        """What the model answers: half of the addresses are asked for alone, half as one of many."""
+        if not iova & 8:
+            return self.unit.translate(sid, iova, write=write)
+        found = int(self.unit.translate_many(sid, np.array([iova], dtype=np.uint64), write=write)[0])
+        return None if found == int(UNMAPPED) else found
 
     def _events(self, memory: PhysicalMemory, prod: int) -> list[tuple[int, ...]]:
         cons, mask = self.unit.events.cons & 0xFFFFF, (1 << QUEUE) - 1

@@ -13,6 +13,7 @@ import numpy as np
 
 from iommukit.hw.bus import Completion
 from iommukit.hw.memory import PhysicalMemory
+from iommukit.hw.platform import UNMAPPED
 from iommukit.machine.model import Machine
 from iommukit.policy import Era
 from iommukit_oracle.hardware.platform import QemuPlatform
@@ -179,7 +180,9 @@ class ZpciTwins:
         self.put(ROOT + 8 * index, word, bent)
 
     def segment(self, table: int, index: int, word: int) -> None:
-        """An entry of a segment table."""
+        """An entry of a segment table; a page table in memory is one of those that have entries ("origin zero")."""
+        if not word & (INVALID | FRAME) and 0x800 <= word < SIZE:
+            word = PAGES | word & 0x3FFF
         nowhere = word and not word & INVALID and not word >> 11
         self.put(SEGMENTS + 0x4000 * table + 8 * index, word, word | 4 if nowhere else word)
 
@@ -194,7 +197,7 @@ class ZpciTwins:
     def access(self, function: int, iova: int, write: bool) -> None:
         """One request of 8 bytes, compared: where it went, and the event of one that was stopped, which is then reset."""
         model, device = self.models[function], self.devices[function]
-        physical = model.translate(model.facts.fid, iova, write=write)
+        physical = model.translate(model.facts.fid, iova, write=write) if iova & 8 else many(model, iova, write)
         if physical is not None and not self.here.holds(physical, 8):
             return
         self._mark += 1
@@ -224,6 +227,12 @@ class ZpciTwins:
 def ending(completion: Completion) -> tuple[int, int, int]:
     """How an instruction ended; with an interruption there is nothing else."""
     return (0, 0, completion.interruption) if completion.interruption else (completion.cc, int(completion.status), 0)
+
+
+def many(model: FunctionModel, iova: int, write: bool) -> int | None:
+    """What a request reaches that is one of many."""
+    found = model.translate_many(model.facts.fid, np.array([iova], dtype=np.uint64), write=write)[0]
+    return None if found == UNMAPPED else int(found)
 
 
 def fib(base: int = SDMA, limit: int = EDMA, iota: int = ROOT | REGION_THIRD, *, format: int = 0, measurement: int = 0) -> bytes:

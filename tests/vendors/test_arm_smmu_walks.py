@@ -278,6 +278,8 @@ def test_a_table_outside_memory_is_told_though_faults_are_not():
     bench.map(root, 39, 0x2000, BASE - 0x1000 | 3, level=2)
     assert bench.read(0x2000) is None
     assert [event[0] for event in bench.events()] == [F_WALK_EABT]
+    assert bench.many(0x4000_0000, 0x2000) == [UNMAPPED] * 2
+    assert [event[0] for event in bench.events()] == [F_WALK_EABT]
 
 
 def test_without_stage_2_a_command_has_no_vmid():

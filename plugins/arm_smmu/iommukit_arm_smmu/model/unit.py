@@ -225,22 +225,24 @@ class SmmuUnit:
 
     def translate_many(self, requester: int, iovas: Addresses, *, write: bool, pasid: int | None = None) -> Addresses:
         """See ``UnitModel``: many requests at once, whose events come in their order as far as the queue has room."""
-        told = True
+        most: int | None = self.events.room + 1
         if not self._enabled:
             stops = self._registers.get(bits.GBPA, 0) & bits.GBPA_ABORT.mask
             return np.full(len(iovas), UNMAPPED) if stops else iovas.copy()
         try:
             way = self._way(requester, pasid)
         except Stopped as stopped:
-            physical, told = np.full(len(iovas), UNMAPPED), stopped.event.told
+            physical = np.full(len(iovas), UNMAPPED)
+            most = most if stopped.event.told else 0
         else:
             if way is None:
                 physical = np.where(iovas >> np.uint64(self.features.output_bits) == 0, iovas, UNMAPPED)
             else:
-                physical, told = self._translated(way, iovas, write), way.told
-        # What was stopped is asked for again, one by one, by which it is told; more than fit the queue tell nothing more.
-        failed = np.flatnonzero(physical == UNMAPPED)[: self.events.room + 1] if told else ()
-        for at in failed:
+                physical = self._translated(way, iovas, write)
+                most = most if way.told else None
+        # What was stopped is asked for again, one by one, by which it is told; more than fit the queue tell nothing more.  Where
+        # faults of translation are not told, any of them all may still be another (F_WALK_EABT).
+        for at in np.flatnonzero(physical == UNMAPPED)[:most]:
             self.translate(requester, int(iovas[at]), write=write, pasid=pasid)
         return physical
 
