@@ -5,6 +5,7 @@ Most sit between the driver and the bus: they change, or keep back, what the dri
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -206,7 +207,7 @@ class LogNeverRead(OnTheBus):
     dropped = frozenset({int(Register.EVENT_HEAD)})
 
 
-class _AfterMap:
+class _AfterMap(ABC):
     """Wrappers that spoil entries once ``map_pages`` has written them."""
 
     @hookimpl(wrapper=True)
@@ -218,9 +219,9 @@ class _AfterMap:
             self.spoil(domain, iova, pgsize, pgcount, top)
         return done
 
+    @abstractmethod
     def spoil(self, domain: AmdDomain, iova: int, pgsize: int, pgcount: int, top: int) -> None:
         """Change something; ``top`` is the root's level before."""
-        raise NotImplementedError
 
     @staticmethod
     def directories(domain: AmdDomain, iova: int, pgsize: int, pgcount: int) -> Iterator[tuple[int, int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from iommukit.domain import Prot
 from iommukit.errors import IommuError
 from iommukit.hw.format import Entry, Format, Level
@@ -76,9 +78,9 @@ class Lpae(Format):
             found = self._leaves[key] = self.attributes(prot) | _ALWAYS | (0 if level else _TABLE)
         return found
 
+    @abstractmethod
     def attributes(self, prot: int) -> int:
         """What stage 1 and stage 2 say differently (``arm_lpae_prot_to_pte``)."""
-        raise NotImplementedError
 
     def table(self, level: int) -> int:
         """A table descriptor without restrictions."""

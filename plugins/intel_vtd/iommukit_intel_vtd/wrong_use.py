@@ -6,6 +6,7 @@ spoil entries that the driver has written.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -194,7 +195,7 @@ class RecordsNeverCleared(OnTheBus):
         return register == Reg.FSTS or register >= self._records
 
 
-class _AfterMap:
+class _AfterMap(ABC):
     """Wrappers that spoil leaves once ``map_pages`` has written them."""
 
     @hookimpl(wrapper=True)
@@ -208,9 +209,9 @@ class _AfterMap:
                 table.memory.set_word(address, self.spoil(value))
         return done
 
+    @abstractmethod
     def spoil(self, value: int) -> int:
         """The wrong entry."""
-        raise NotImplementedError
 
 
 class ReadOnly(_AfterMap):
