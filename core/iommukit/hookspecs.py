@@ -51,7 +51,9 @@ class VendorDeclaration:
     machine's ``hardware`` mapping that it understands, each with one line of explanation; a machine that asks for another key is
     not this vendor's.  ``expected_failures``: rules that the driver knowingly breaks, each with the reason; a case of such a rule
     that passes is a failure.  ``hardware_variants``: by name, hardware (such keys, with values) whose page tables, TLB or queues
-    differ from the plain machine's; the suite's hardware rules are tried on each.
+    differ from the plain machine's; the suite's hardware rules are tried on each.  ``unseen``: mistakes that every driver can make
+    (``iommukit_conformance.wrong.slips``) and that do no harm on this hardware, with the reason: where each invalidation takes
+    everything, half a range is no mistake.
     """
 
     title: str
@@ -60,6 +62,7 @@ class VendorDeclaration:
     hardware_options: Mapping[str, str] = field(default_factory=dict)
     expected_failures: Mapping[str, str] = field(default_factory=dict)
     hardware_variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    unseen: Mapping[str, str] = field(default_factory=dict)
 
 
 CAPABILITIES: Mapping[str, str] = {

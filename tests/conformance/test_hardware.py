@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from iommukit.domain import Prot
 from iommukit.errors import HardwareLost, InputError, NotApplicable
-from iommukit.hookspecs import Emulation, Mistake, hookimpl
+from iommukit.hookspecs import Emulation, Gather, Mistake, VendorDeclaration, hookimpl
 from iommukit.hw.platform import ModelPlatform
 from iommukit.kernel.profiles import get_kernel
 from iommukit.scenario.result import Outcome
@@ -19,7 +20,7 @@ from iommukit_conformance.abstract_map import diverges
 from iommukit_conformance.case import Findings, HarnessFault, Stage, decide, hold
 from iommukit_conformance.hardware import on_hardware, open_rig, variants
 from iommukit_conformance.lab import Bench, Lab
-from iommukit_conformance.reference import NAME, Reference
+from iommukit_conformance.reference import NAME, PagedDomain, Reference
 from iommukit_conformance.rig import ELSEWHERE, Rig
 from iommukit_conformance.selection import select
 from iommukit_conformance.suite import cases, runs_on
@@ -344,6 +345,34 @@ def test_a_mistake_without_an_occasion_is_not_applicable() -> None:
 def test_what_cannot_be_seen_is_not_tried() -> None:
     tried = try_mistake(VENDOR, Mistake("unseen", "It hides.", "PT-02", Slip, "nobody looks"), "emulator")
     assert (tried.outcome, tried.found) == (Outcome.NOT_APPLICABLE, "nobody looks")
+
+
+class FlushesAll(Reference):
+    """Each invalidation takes the whole domain; the suite is told so."""
+
+    @hookimpl
+    def declare(self) -> VendorDeclaration:
+        return replace(super().declare(), unseen={"syncs-half": "all or nothing", "never-syncs": "a lie"})
+
+    @hookimpl
+    def iotlb_sync(self, domain: PagedDomain, gather: Gather) -> None:
+        domain.control.forget_domain(domain)
+        domain.control.sync(domain, gather)
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome", "found"),
+    [
+        ("syncs-half", Outcome.NOT_APPLICABLE, "all or nothing"),
+        ("syncs-too-early", Outcome.PASS, "reaches"),
+        ("never-syncs", Outcome.FAIL, "rejected, although the declaration says that it cannot be seen: a lie"),
+    ],
+)
+def test_mistakes_of_a_driver_whose_invalidations_take_everything(name: str, outcome: Outcome, found: str) -> None:
+    vendor = VendorRegistry().register(FlushesAll(), NAME)
+    tried = try_mistake(vendor, next(slip for slip in SLIPS if slip.name == name))
+    assert tried.outcome is outcome
+    assert found in tried.found
 
 
 def test_the_table_has_a_column_for_each_hardware() -> None:

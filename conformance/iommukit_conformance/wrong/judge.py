@@ -41,7 +41,20 @@ def mistakes_of(vendor: Vendor) -> list[Mistake]:
 
 
 def try_mistake(vendor: Vendor, mistake: Mistake, hardware: str = MODEL, kernels: Sequence[str] = KERNELS) -> Tried:
-    """Run the cases of the mistake's rule against the vendor's driver with the mistake around it.  Raises ``HarnessFault``."""
+    """Run the cases of the mistake's rule against the vendor's driver with the mistake around it.
+
+    One that the vendor declares as unseen must not be rejected.  Raises ``HarnessFault``.
+    """
+    tried = _try(vendor, mistake, hardware, kernels)
+    reason = vendor.declaration.unseen.get(mistake.name)
+    if reason is None or tried.outcome is Outcome.NOT_APPLICABLE:
+        return tried
+    if tried.outcome is Outcome.PASS:
+        return Tried(mistake, Outcome.FAIL, f"rejected, although the declaration says that it cannot be seen: {reason}")
+    return Tried(mistake, Outcome.NOT_APPLICABLE, reason)
+
+
+def _try(vendor: Vendor, mistake: Mistake, hardware: str, kernels: Sequence[str]) -> Tried:
     if hardware != MODEL and (unseen := mistake.unseen or _unseen(vendor, mistake, hardware)):
         return Tried(mistake, Outcome.NOT_APPLICABLE, unseen)
     reason = "there is no case of its rule"
