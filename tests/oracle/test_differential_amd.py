@@ -313,7 +313,6 @@ command_steps = st.lists(
         st.tuples(st.just("commands"), st.lists(commands, min_size=1, max_size=6)),
         st.tuples(st.just("commands"), st.lists(commands, min_size=100, max_size=140)),
         st.tuples(st.just("control"), st.lists(st.sampled_from((ON, LOG, 1 << 3, 1 << 4, COMMANDS_ON)), max_size=4).map(sum)),
-        st.tuples(st.just("status"), st.integers(0, 0x1F)),
         st.tuples(st.just("base"), st.integers(8, 9), st.integers(0, 1)),
         st.tuples(st.just("access"), st.booleans()),
     ),
@@ -340,8 +339,6 @@ def test_commands(unit: Unit, steps: list[tuple[Any, ...]]) -> None:
                 unit.write(CMDTAIL, 8, tail)
             case "control", value:
                 unit.write(CONTROL, 8, value)
-            case "status", value:
-                unit.write(STATUS, 8, value)
             case "base", length, page:
                 unit.write(CONTROL, 8, unit.unit.read(CONTROL, 8) & ~COMMANDS_ON)
                 base, room, tail = arena(COMMANDS + page), 16 << length, 0
@@ -451,7 +448,10 @@ DEVIATIONS: dict[str, tuple[str, Case]] = {
     "pointers": ("QEMU's CMDTAIL keeps its old value when CMDBASE is written, though the ring begins anew", pointers),
     "head at the end": ("QEMU's CMDHEAD reads as the ring's size where it has come to the end, instead of 0", head_at_the_end),
 }
-"""Such examples are left out.  "Levels that do not fall" are as well: QEMU may walk for ever."""
+"""Such examples are left out.
+
+So are "levels that do not fall", since QEMU may walk for ever, and writes of STATUS, which QEMU 7.2 ignores and later ones do not.
+"""
 
 
 @pytest.mark.parametrize("name", DEVIATIONS)
