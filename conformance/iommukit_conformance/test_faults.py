@@ -7,8 +7,9 @@ from iommukit.domain import Domain, DomainType, Prot
 from iommukit.errors import NotApplicable
 from iommukit.hw.fault import Fault, FaultKind
 from iommukit_conformance.case import Findings, hold
+from iommukit_conformance.ground import SIZE
 from iommukit_conformance.hardware import on_hardware
-from iommukit_conformance.rig import SIZE, Rig
+from iommukit_conformance.rig import Rig
 
 PAGE = 0x1000
 FLOOD, EMULATED_FLOOD = 5000, 600

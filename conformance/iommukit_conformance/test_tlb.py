@@ -11,9 +11,10 @@ from iommukit.domain import Domain, DomainType, Prot
 from iommukit.errors import NotApplicable
 from iommukit.hookspecs import FlushQueueOptions, Gather
 from iommukit_conformance.case import Findings, hold
+from iommukit_conformance.ground import SIZE
 from iommukit_conformance.hardware import on_hardware, open_rig, with_lab
 from iommukit_conformance.lab import Lab
-from iommukit_conformance.rig import READ_WRITE, SIZE, Rig
+from iommukit_conformance.rig import READ_WRITE, Rig
 
 ROUNDS = 1100
 """More invalidations than a usual queue has room for."""

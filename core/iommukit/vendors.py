@@ -190,6 +190,8 @@ class VendorRegistry:
         source = f"vendor plugin {name}"
         for hook in HOOKS:
             function = getattr(plugin, hook, None)
+            if inspect.ismodule(function):
+                raise InputError(f"a module of it has the name of the hook {hook}, and stands in its place", source=source)
             if callable(function) and not hasattr(function, f"{PROJECT}_impl"):
                 raise InputError(f"{hook} has the name of a hook but is not marked @hookimpl", source=source)
         others = list(self._plugins.values())
@@ -204,7 +206,7 @@ class VendorRegistry:
         return declaration
 
     def wrapped(self, plugin: Any) -> VendorRegistry:
-        """A second registry of the same vendors whose calls also pass through ``plugin``, inside all that was wrapped around these."""
+        """A second registry of the same vendors whose calls also pass through ``plugin``, inside what was wrapped around these."""
         registry = VendorRegistry()
         for wrapper in (plugin, *self._wrappers):
             registry._manager.register(wrapper)

@@ -169,6 +169,10 @@ BROKEN = {
         "from iommukit.hookspecs import hookimpl\n\n@hookimpl\ndef declare(): ...\n\ndef attach_dev(domain, device): ...\n",
         "attach_dev has the name of a hook but is not marked @hookimpl",
     ),
+    "hidden": (
+        "import json as map_pages\nfrom iommukit.hookspecs import hookimpl\n\n@hookimpl\ndef declare(): ...\n",
+        "a module of it has the name of the hook map_pages, and stands in its place",
+    ),
     "stopped": (
         "from iommukit.hookspecs import hookimpl\n\n@hookimpl\ndef declare(): return {}['x']\n",
         "declare is stopped by KeyError: 'x'",
