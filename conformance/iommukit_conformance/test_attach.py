@@ -14,6 +14,7 @@ from iommukit_conformance.hardware import on_hardware, open_rig, with_lab
 from iommukit_conformance.hook_ends import HookEnds
 from iommukit_conformance.lab import Lab
 from iommukit_conformance.rig import Rig
+from iommukit_conformance.shortage import Shortage
 
 ROUNDS = 10
 NUMBERS, EMULATED_NUMBERS = 1100, 300
@@ -314,18 +315,15 @@ def test_a_refused_attachment(rig: Rig) -> Findings:
     yield from _works(rig, rig.nic, place, f" after an attachment was refused ({found})")
 
 
-def _rooms(rig: Rig, action: Callable[[], object]) -> Iterator[tuple[int, str, int]]:
+def _rooms(rig: Rig, shortage: Shortage, action: Callable[[], object]) -> Iterator[tuple[int, str, int]]:
     """Try something with room for no table, for one, and so on: room (bytes), errno, and how much more is in use afterwards.
 
     Ends with the first success, which is not told.
     """
     for room in range(0, 1 << 20, 1 << 10):
         before = rig.pages.outstanding
-        rig.pages.limit = before + room
-        try:
+        with shortage.of(rig.pages, room):
             found = rig.refusal(action)
-        finally:
-            rig.pages.limit = None
         if not found:
             return
         yield room, found, rig.pages.outstanding - before
@@ -334,7 +332,8 @@ def _rooms(rig: Rig, action: Callable[[], object]) -> Iterator[tuple[int, str, i
 @with_lab("ATTACH-13")
 def test_without_memory(lab: Lab, variant: str) -> Findings:
     """Allocation, attachment, and the arrival of a device, each with room for no table, for one, and so on."""
-    with open_rig(lab, variant, absent="second") as rig:
+    shortage = Shortage()
+    with open_rig(lab, variant, absent="second", registry=lab.registry.wrapped(shortage)) as rig:
         home = rig.domain()
         place = _place(rig, home)
         yield from _works(rig, rig.nic, place)
@@ -360,7 +359,7 @@ def test_without_memory(lab: Lab, variant: str) -> Findings:
 
         for what, action in (("an allocation", alloc), ("an attachment", attach), ("the arrival of a device", add)):
             yield None
-            for room, found, more in _rooms(rig, action):
+            for room, found, more in _rooms(rig, shortage, action):
                 text = f"{what} with {room:#x} bytes for tables"
                 yield hold(found == "ENOMEM", f"{text} is answered by {found}")
                 if action is not add:  # Tables for a device may stay: it may come back.

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from iommukit.domain import Domain, Prot
 from iommukit.errors import IommuError, NotApplicable
 from iommukit_conformance.case import Findings, Undecided, hold
-from iommukit_conformance.hardware import on_hardware
+from iommukit_conformance.hardware import on_hardware, open_rig, with_lab
+from iommukit_conformance.lab import Lab
 from iommukit_conformance.rig import READ_WRITE, Rig
+from iommukit_conformance.shortage import Shortage
 
 REFUSALS = ("EFAULT", "ERANGE", "EINVAL", "ENOMEM")
 """How an address beyond the aperture is refused; the last is some drivers' word for an address without a place in the tables."""
@@ -383,9 +385,15 @@ def test_the_tenth_round_needs_no_more_than_the_second(rig: Rig) -> Findings:
     yield hold(used[9] == used[1], f"after the second round {used[1]:#x} bytes are in use, after the tenth {used[9]:#x}")
 
 
-@on_hardware("PT-17")
-def test_a_map_without_memory_changes_nothing(rig: Rig) -> Findings:
+@with_lab("PT-17")
+def test_a_map_without_memory_changes_nothing(lab: Lab, variant: str) -> Findings:
     """With room for no table, for one, and so on, until there is enough."""
+    shortage = Shortage()
+    with open_rig(lab, variant, registry=lab.registry.wrapped(shortage)) as rig:
+        yield from _maps_without_memory(rig, shortage)
+
+
+def _maps_without_memory(rig: Rig, shortage: Shortage) -> Findings:
     domain = rig.domain()
     granule = rig.granule(domain)
     large = next(iter(rig.larger(domain)), granule)
@@ -398,18 +406,17 @@ def test_a_map_without_memory_changes_nothing(rig: Rig) -> Findings:
         start &= -pgsize
         neighbour = rig.frames(granule, granule)
         rig.map(domain, start - granule, neighbour, granule)
-        yield from _without_memory(rig, domain, start, physical, pgsize, count, neighbour)
+        yield from _without_memory(rig, shortage, domain, start, physical, pgsize, count, neighbour)
 
 
-def _without_memory(rig: Rig, domain: Domain, iova: int, physical: int, pgsize: int, count: int, neighbour: int) -> Findings:
+def _without_memory(
+    rig: Rig, shortage: Shortage, domain: Domain, iova: int, physical: int, pgsize: int, count: int, neighbour: int
+) -> Findings:
     granule, before, size = rig.granule(domain), rig.pages.outstanding, pgsize * count
     refused = 0
     for room in range(0, 1 << 20, 1 << 10):
-        rig.pages.limit = before + room
-        try:
+        with shortage.of(rig.pages, room):
             found = rig.refusal(rig.map_pages, domain, iova, physical, pgsize, count)
-        finally:
-            rig.pages.limit = None
         if not found:
             break
         refused += 1

@@ -146,6 +146,21 @@ class LeavesHalfAMap(Slip):
             raise
 
 
+class KeepsWhatItTook(Slip):
+    """Half of a table is a table too."""
+
+    @hookimpl(wrapper=True)
+    def map_pages(self) -> Wrapper:
+        """A table that was made before memory ran out is forgotten."""
+        try:
+            return (yield)
+        except IommuError as error:
+            if error.name == "ENOMEM" and self.bus is not None:
+                self.committed += 1
+                self.bus.memory.pages.alloc(0x1000)
+            raise
+
+
 class ReplacesMappings(Slip):
     """Whoever comes last is right."""
 
@@ -399,6 +414,7 @@ SLIPS: tuple[Mistake, ...] = (
     _slip("PT-03", MapsOneMore, "It maps the page behind a range as well."),
     _slip("PT-10", AlwaysWritable, "It lets devices write where only reading was asked for."),
     _slip("PT-02", IgnoresTheOffset, "Its iova_to_phys answers the page's beginning for every address in it."),
+    _slip("PT-17", KeepsWhatItTook, "It finds no memory for a table, and keeps those that it has made for the same range."),
     _slip("PT-09", LeavesHalfAMap, "It refuses to map over a mapping, and leaves the pages before it mapped."),
     _slip("PT-09", ReplacesMappings, "It silently replaces what is mapped."),
     _slip("PT-15", ForgetsItsTables, "It does not give back a domain's tables with the domain."),
