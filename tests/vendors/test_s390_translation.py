@@ -333,3 +333,25 @@ def test_a_shadow_is_what_was_there_at_the_last_rpcit(steps):
     found = program.model.translate_many(1, iovas, write=True)
     assert found.tolist() == [shadow.get(page, int(UNMAPPED)) for page in range(PAGES)]
     assert program.model.registration.translation.pages == len(shadow)
+
+
+def test_a_wide_rpcit_stops_at_the_lowest_wrong_entry():
+    """The address in the event is the first at which translation fails, and lies in the range."""
+    program = started(shadow=True)
+    base = 0x1_8000_0000
+    for segment in range(4):
+        program.map(base + (segment << 20), 0x100_0000)
+    program.map(base + (1 << 31), 0x100_0000)
+    outside = program.bus.memory.end
+    for address, level, entry, code in (
+        (base + (1 << 31), 2, 0x10_0000 | 8, 9),  # another type of table, beyond the others
+        (base + (3 << 20), 1, 8, 9),
+        (base + (2 << 20), 1, outside, 7),  # a page table without memory
+    ):
+        program.put(program.slot(address, level), entry)
+        wide = program.refresh(base, (1 << 31) + (1 << 20))
+        assert (wide, program.event()[::3]) == ((1, 8), (code, address))
+        program.modify(7)
+    within = base + (2 << 20) + 0x3000
+    assert program.refresh(within, 17 << 12) == (1, 8)
+    assert program.event()[::3] == (7, within)

@@ -90,7 +90,7 @@ class Shadow:
         complete = True
         for start in range(0, len(numbers), CHUNK):
             some = numbers[start : start + CHUNK]
-            words = segment_words(self._memory, some, entries[start : start + CHUNK])
+            words = segment_words(self._memory, entries[start : start + CHUNK])
             complete &= self._take(some, words, first, last)
         return complete
 

@@ -141,24 +141,37 @@ def segments(memory: PhysicalMemory, anchor: Anchor, first: int, last: int) -> t
 
 
 def _segments(memory: PhysicalMemory, anchor: Anchor, first: int, last: int) -> Iterator[tuple[Words, Words]]:
-    todo = [(anchor.type, anchor.origin, 0, 0, 0, 3)]
+    todo: list[TableError | tuple[int, int, int, int, int, int]] = [(anchor.type, anchor.origin, 0, 0, 0, 3)]
+    """From the last to the first: tables, and errors that come up where nothing below them is wrong."""
     while todo:
-        type, table, start, protect, low_quarter, high_quarter = todo.pop()
+        table_or_error = todo.pop()
+        if isinstance(table_or_error, TableError):
+            raise table_or_error
+        type, table, start, protect, low_quarter, high_quarter = table_or_error
         shift = _SHIFTS[type]
         low = max(first - start, 0) >> shift
         high = min(last - start >> shift, ENTRIES - 1)
-        if not low_quarter <= low >> QUARTER or not high >> QUARTER <= high_quarter:
-            at = low if low >> QUARTER < low_quarter else max(low, high_quarter + 1 << QUARTER)
-            raise TableError(EventCode.TABLE_LENGTH, max(first, start + (at << shift)))
+        stop: TableError | None = None
+        if not low_quarter <= low >> QUARTER <= high_quarter:
+            raise TableError(EventCode.TABLE_LENGTH, max(first, start + (low << shift)))
+        if high >> QUARTER > high_quarter:
+            high = (high_quarter + 1 << QUARTER) - 1
+            stop = TableError(EventCode.TABLE_LENGTH, start + (high + 1 << shift))
         if not memory.holds(table, ENTRIES * 8):
             raise TableError(EventCode.TABLE_ENTRY, max(first, start))
         found = memory.big_table(table + 8 * low, high - low + 1)
         valid = (found & np.uint64(INVALID)) == 0
-        wrong = valid & ((found & np.uint64(TABLE_TYPE)) != type << 2) | (found == 0)
+        other = valid & ((found & np.uint64(TABLE_TYPE)) != type << 2)
+        wrong = other | (found == 0)
+        if type == TableType.SEGMENT:
+            wrong |= valid & ~_inside(memory, found)
         if wrong.any():
             at = int(wrong.argmax())
-            code = EventCode.TABLE_TYPE if found[at] else EventCode.TABLE_ENTRY
-            raise TableError(code, max(first, start + (low + at << shift)))
+            code = EventCode.TABLE_TYPE if other[at] and found[at] else EventCode.TABLE_ENTRY
+            stop = TableError(code, max(first, start + (low + at << shift)))
+            found, valid = found[:at], valid[:at]
+        if stop is not None:
+            todo.append(stop)
         which = np.flatnonzero(valid)
         found = found[which] | np.uint64(protect)
         if type == TableType.SEGMENT:
@@ -178,14 +191,19 @@ def _segments(memory: PhysicalMemory, anchor: Anchor, first: int, last: int) -> 
         todo += reversed(below)
 
 
-def segment_words(memory: PhysicalMemory, numbers: Words, entries: Words) -> Words:
-    """The translations of all pages of segments: an array of so many rows, each of 256 words.  Raises ``TableError``."""
+def _inside(memory: PhysicalMemory, entries: Words) -> NDArray[np.bool_]:
+    """Whether segment-table entries name frames, or page tables that lie in memory."""
+    tables = entries & np.uint64(PAGE_TABLE_ORIGIN)
+    frames = (entries & np.uint64(FORMAT_CONTROL)) != 0
+    inside: NDArray[np.bool_] = frames | (tables >= np.uint64(memory.base)) & (tables <= np.uint64(memory.end - PAGES * 8))
+    return inside
+
+
+def segment_words(memory: PhysicalMemory, entries: Words) -> Words:
+    """The translations of all pages of segments, as ``segments`` answers them: an array of so many rows, each of 256 words."""
     protect = entries & np.uint64(PROTECT)
     frames = (entries & np.uint64(FORMAT_CONTROL)) != 0
     tables = entries & np.uint64(PAGE_TABLE_ORIGIN)
-    inside = frames | (tables >= memory.base) & (tables <= np.uint64(memory.end - PAGES * 8))
-    if not inside.all():
-        raise TableError(EventCode.TABLE_ENTRY, int(numbers[inside.argmin()]) << SEGMENT_SHIFT)
     rows = np.where(frames, np.uint64(0), tables - np.uint64(memory.base) >> np.uint64(PAGE_BITS + 3)).view(np.int64)
     whole = memory.big_words[: len(memory.big_words) // PAGES * PAGES].reshape(-1, PAGES)
     raw = whole.take(rows, axis=0).astype(np.uint64)
