@@ -198,8 +198,8 @@ class ZpciTwins:
         """One request of 8 bytes, compared: where it went, and the event of one that was stopped, which is then reset."""
         model, device = self.models[function], self.devices[function]
         physical = model.translate(model.facts.fid, iova, write=write) if iova & 8 else many(model, iova, write)
-        if physical is not None and not self.here.holds(physical, 8):
-            return
+        if physical is not None and (physical < ROOT or not self.here.holds(physical, 8) or self._own(physical)):
+            return  # the agent's memory, no memory, or what the devices themselves write
         self._mark += 1
         mark = struct.pack(">Q", 0xE000_0000_0000_0000 | self._mark)
         device.poke(0, mark)
