@@ -172,7 +172,7 @@ def _runs(found: Decoded, first: int, shape: TableLevel, iova: int | None) -> It
     size = np.full(len(live), 1 << shape.shift, dtype=np.uint64) if found.size is None else found.size[live]
     index = live.astype(np.uint64) + np.uint64(first)
     physical = address + ((index << shift) & (size - np.uint64(1)))
-    joined = (np.diff(live) == 1) & (physical[1:] - physical[:-1] == 1 << shift) & (rights[1:] == rights[:-1])
+    joined = (np.diff(live) == 1) & (physical[1:] - physical[:-1] == np.uint64(1 << shape.shift)) & (rights[1:] == rights[:-1])
     joined &= (kind[1:] == Kind.PAGE) & (kind[:-1] == Kind.PAGE) & (size[1:] == size[:-1])
     starts = np.flatnonzero(np.concatenate((np.ones(min(1, len(live)), bool), ~joined)))
     lengths = np.diff(starts, append=len(live))
