@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from iommukit.hookspecs import hookimpl
 from iommukit.hw.bus import Bus, Completion, PciInstructions
 from iommukit.hw.clock import Clock
 from iommukit.hw.memory import PhysicalMemory
+
+if TYPE_CHECKING:
+    from iommukit.device import Unit
 
 
 class PassingBus:
@@ -54,3 +63,39 @@ class PassingInstructions:
     def store_event(self) -> bytes | None:
         """Store Event Information."""
         return self.real.store_event()
+
+
+class MeddlingBus(PassingBus):
+    """A bus that changes something on the way; while ``mute``, it rings for nothing: what that means is the maker's to say."""
+
+    mute = False
+
+
+class OnTheBus(ABC):
+    """Hook wrappers that put a bus of their own between the driver and each unit's: for mistakes in using hardware."""
+
+    def __init__(self) -> None:
+        self.meddlers: list[MeddlingBus] = []
+
+    @abstractmethod
+    def meddler(self, unit: Unit, bus: Bus) -> MeddlingBus:
+        """The bus that a unit's driver gets."""
+
+    @hookimpl(wrapper=True)
+    def start_unit(self, unit: Unit) -> Generator[None, Any, Any]:
+        """The unit's bus is another now."""
+        assert unit.bus is not None
+        unit.bus = self.meddler(unit, unit.bus)
+        self.meddlers.append(unit.bus)
+        return (yield)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Nothing is rung for."""
+        for meddler in self.meddlers:
+            meddler.mute = True
+        try:
+            yield
+        finally:
+            for meddler in self.meddlers:
+                meddler.mute = False

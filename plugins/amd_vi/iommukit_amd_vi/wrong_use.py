@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from iommukit.device import Device, Unit
 from iommukit.domain import Domain
 from iommukit.hookspecs import Mistake, hookimpl
-from iommukit.hw.passing import PassingBus
+from iommukit.hw import passing as hw
+from iommukit.hw.passing import MeddlingBus
 from iommukit_amd_vi.attach import entry_bits, requester_ids, retarget
 from iommukit_amd_vi.domains import AmdDomain
 from iommukit_amd_vi.layout import (
@@ -44,7 +44,7 @@ NOTHING: COMMAND = (OPCODE.of(Command.COMPLETION_WAIT), 0)
 """A command without effect."""
 
 
-class Meddler(PassingBus):
+class Meddler(MeddlingBus):
     """A bus that passes on what the driver does, but for what a mistake changes.
 
     ``alter`` sees each command that the driver rings for, and answers what is in the buffer instead.  While ``mute``, the tail
@@ -54,7 +54,6 @@ class Meddler(PassingBus):
     def __init__(self, bus: Bus, base: int, alter: Callable[[int, int], COMMAND] | None, dropped: frozenset[int]) -> None:
         super().__init__(bus)
         self.alter = alter
-        self.mute = False
         self.active = True
         self._base = base
         self._dropped = dropped
@@ -85,34 +84,15 @@ class Meddler(PassingBus):
             self._tail = self._tail + RING_ENTRY & RING_BYTES - 1
 
 
-class OnTheBus:
-    """Wrappers that put a meddler between the driver and each unit's bus."""
+class OnTheBus(hw.OnTheBus):
+    """A meddler between the driver and each unit's bus."""
 
     alter: Callable[[int, int], COMMAND] | None = None
     dropped: frozenset[int] = frozenset()
 
-    def __init__(self) -> None:
-        self.meddlers: list[Meddler] = []
-
-    @hookimpl(wrapper=True)
-    def start_unit(self, unit: Unit) -> Steps:
-        """The unit's bus is another now."""
-        assert unit.bus is not None
-        meddler = Meddler(unit.bus, unit.state.iommu.base, type(self).alter, self.dropped)
-        self.meddlers.append(meddler)
-        unit.bus = meddler
-        return (yield)
-
-    @contextmanager
-    def muted(self) -> Iterator[None]:
-        """Nothing is rung for."""
-        for meddler in self.meddlers:
-            meddler.mute = True
-        try:
-            yield
-        finally:
-            for meddler in self.meddlers:
-                meddler.mute = False
+    def meddler(self, unit: Unit, bus: Bus) -> Meddler:
+        """One that knows where the unit's registers are."""
+        return Meddler(bus, unit.state.iommu.base, type(self).alter, self.dropped)
 
 
 def _code(first: int) -> int:

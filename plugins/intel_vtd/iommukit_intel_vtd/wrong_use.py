@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from iommukit.device import Device, Unit
 from iommukit.domain import Domain
 from iommukit.hookspecs import Mistake, hookimpl
-from iommukit.hw.passing import PassingBus
+from iommukit.hw import passing as hw
+from iommukit.hw.passing import MeddlingBus
 from iommukit_intel_vtd.capabilities import FRO
 from iommukit_intel_vtd.domains import PagingDomain
 from iommukit_intel_vtd.invalidation import Request, context_global, iotlb_domain, iotlb_global
@@ -41,7 +41,7 @@ def _of_pages(low: int) -> bool:
     return _kind(low) in PAGES and low >> 4 & 3 == Granularity.SELECTIVE
 
 
-class Meddler(PassingBus):
+class Meddler(MeddlingBus):
     """A bus that passes on what the driver does, but for what a mistake changes.
 
     ``alter`` sees each descriptor that the driver rings for, and answers what is in the queue instead.  While ``mute``, the tail
@@ -50,7 +50,6 @@ class Meddler(PassingBus):
 
     def __init__(self, bus: Bus, base: int, mistake: OnTheBus) -> None:
         super().__init__(bus)
-        self.mute = False
         self._base = base
         self._mistake = mistake
         self._queue = 0
@@ -84,11 +83,8 @@ class Meddler(PassingBus):
             self._tail = (self._tail + step) % (PAGE << (self._queue & IQA_QS))
 
 
-class OnTheBus:
-    """Wrappers that put a meddler between the driver and each unit's bus."""
-
-    def __init__(self) -> None:
-        self.meddlers: list[Meddler] = []
+class OnTheBus(hw.OnTheBus):
+    """A meddler between the driver and each unit's bus."""
 
     def alter(self, low: int, high: int) -> Request:
         """What stands in the queue in the place of a descriptor."""
@@ -98,25 +94,9 @@ class OnTheBus:
         """Whether writes of a register are lost."""
         return False
 
-    @hookimpl(wrapper=True)
-    def start_unit(self, unit: Unit) -> Steps:
-        """The unit's bus is another now."""
-        assert unit.bus is not None
-        meddler = Meddler(unit.bus, unit.state.drhd.address, self)
-        self.meddlers.append(meddler)
-        unit.bus = meddler
-        return (yield)
-
-    @contextmanager
-    def muted(self) -> Iterator[None]:
-        """Nothing is rung for."""
-        for meddler in self.meddlers:
-            meddler.mute = True
-        try:
-            yield
-        finally:
-            for meddler in self.meddlers:
-                meddler.mute = False
+    def meddler(self, unit: Unit, bus: Bus) -> Meddler:
+        """One that knows where the unit's registers are."""
+        return Meddler(bus, unit.state.drhd.address, self)
 
 
 class WrongDomain(OnTheBus):
