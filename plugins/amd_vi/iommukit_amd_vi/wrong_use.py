@@ -54,7 +54,6 @@ class Meddler(MeddlingBus):
     def __init__(self, bus: Bus, base: int, alter: Callable[[int, int], COMMAND] | None, dropped: frozenset[int]) -> None:
         super().__init__(bus)
         self.alter = alter
-        self.active = True
         self._base = base
         self._dropped = dropped
         self._ring = 0
@@ -77,7 +76,7 @@ class Meddler(MeddlingBus):
         """Go through the commands up to the new tail."""
         while self._tail != tail:
             address = self._ring + self._tail
-            if self.alter is not None and self.active:
+            if self.alter is not None:
                 first, second = self.alter(self.memory.word(address), self.memory.word(address + 8))
                 self.memory.set_word(address, first)
                 self.memory.set_word(address + 8, second)
