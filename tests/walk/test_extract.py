@@ -76,3 +76,12 @@ def test_an_extract_holds_what_a_walk_reads(known: dict[str, Any]) -> None:
     before = walk(known)
     Path("again.elf").rename("guest.elf")
     assert walk(known) | {"memory": 0} == before | {"memory": 0}
+
+
+@pytest.mark.parametrize("known", ["amd"], indirect=True)
+def test_another_vendor_s_table_is_recognised_as_such(known: dict[str, Any]) -> None:
+    root = int(known["roots"]["devtab"], 0) & ~0xFFF
+    result = CliRunner().invoke(cli, ["walk", "guest.elf", "--vendor", "intel_vtd", "--root", f"rtaddr={root:#x}"])
+    assert result.exit_code == 1
+    assert result.stdout.count("bad entry") == 3
+    assert "all 256 entries are bad: is this the right root, and intel_vtd's table?" in result.stdout

@@ -10,6 +10,9 @@ from iommukit.report.walk import DeviceWalk, Range, WalkReport
 
 MODE_STYLE = {Mode.TRANSLATED: "good", Mode.PASS_THROUGH: "warn", Mode.BLOCKED: "plain", Mode.BAD: "bad"}
 
+MANY, SHOWN = 16, 3
+"""More bad entries than this and nothing else is no table of that kind: then only so many are shown."""
+
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -28,9 +31,13 @@ def walk_page(report: WalkReport) -> Page:
     roots = ", ".join(f"{name} {value:#x}" for name, value in report.roots.items())
     arch = f" of {report.arch}" if report.arch else ""
     page.line(Span(report.dump, "name"), f": {size_text(report.memory)}{arch}; {report.vendor} from {roots}")
-    for device in report.devices:
+    hopeless = len(report.devices) > MANY and all(device.walk.mode is Mode.BAD for device in report.devices)
+    for device in report.devices[:SHOWN] if hopeless else report.devices:
         page.blank()
         _device(page, device, report.iova)
+    if hopeless:
+        page.blank()
+        page.line(Span(f"all {len(report.devices)} entries are bad: is this the right root, and {report.vendor}'s table?", "bad"))
     if not report.devices and not report.cut:
         page.line("no device has an entry", indent=2)
     if report.cut:
