@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from iommukit.domain import Domain
 from iommukit.hookspecs import hookimpl
 from iommukit.hw.bus import Bus, Completion, PciInstructions
 from iommukit.hw.clock import Clock
@@ -99,3 +100,23 @@ class OnTheBus(ABC):
         finally:
             for meddler in self.meddlers:
                 meddler.mute = False
+
+
+class QuietSync(OnTheBus):
+    """What ``iotlb_sync`` asks for is prepared, and not rung for: the next one to ring has it carried out."""
+
+    @hookimpl(wrapper=True)
+    def iotlb_sync(self, domain: Domain) -> Generator[None, Any, Any]:
+        """Muted."""
+        with self.muted():
+            return (yield)
+
+
+class QuietSyncMap(OnTheBus):
+    """The same of ``iotlb_sync_map``: as if a new entry needed no invalidation."""
+
+    @hookimpl(wrapper=True)
+    def iotlb_sync_map(self, domain: Domain) -> Generator[None, Any, Any]:
+        """Muted."""
+        with self.muted():
+            return (yield)

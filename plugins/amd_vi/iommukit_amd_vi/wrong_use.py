@@ -160,24 +160,12 @@ class NoDirectories(OnTheBus):
     alter = staticmethod(_no_directories)
 
 
-class TailNotRung(OnTheBus):
+class TailNotRung(hw.QuietSync, OnTheBus):
     """The commands are in the buffer."""
 
-    @hookimpl(wrapper=True)
-    def iotlb_sync(self, domain: Domain) -> Steps:
-        """The next one to ring will have them carried out."""
-        with self.muted():
-            return (yield)
 
-
-class AbsentStaysAbsent(OnTheBus):
+class AbsentStaysAbsent(hw.QuietSyncMap, OnTheBus):
     """A new entry needs no invalidation."""
-
-    @hookimpl(wrapper=True)
-    def iotlb_sync_map(self, domain: Domain) -> Steps:
-        """Not under NpCache."""
-        with self.muted():
-            return (yield)
 
 
 class LogNeverRead(OnTheBus):

@@ -141,24 +141,12 @@ class StaleDomain(OnTheBus):
         return NOTHING if _kind(low) == Descriptor.IOTLB and low >> 4 & 3 == Granularity.DOMAIN else (low, high)
 
 
-class TailNotRung(OnTheBus):
+class TailNotRung(hw.QuietSync, OnTheBus):
     """The descriptors are in the queue."""
 
-    @hookimpl(wrapper=True)
-    def iotlb_sync(self, domain: Domain) -> Steps:
-        """The next one to ring will have them carried out."""
-        with self.muted():
-            return (yield)
 
-
-class AbsentStaysAbsent(OnTheBus):
+class AbsentStaysAbsent(hw.QuietSyncMap, OnTheBus):
     """A new entry needs no invalidation."""
-
-    @hookimpl(wrapper=True)
-    def iotlb_sync_map(self, domain: Domain) -> Steps:
-        """Not in caching mode."""
-        with self.muted():
-            return (yield)
 
 
 class RecordsNeverCleared(OnTheBus):
