@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from sortedcontainers import SortedDict
-
 from iommukit.errors import IommuError
+from iommukit.hw.runs import FreeRuns
 
 
 class IovaSpace:
@@ -16,8 +15,7 @@ class IovaSpace:
 
     def __init__(self, granule: int, first: int, last: int) -> None:
         self.granule = granule
-        self._free: SortedDict[int, int] = SortedDict()
-        """Free runs: first address to the address after the last."""
+        self._free = FreeRuns()
         start, end = -(-first // granule) * granule, (last + 1) // granule * granule
         if start < end:
             self._free[start] = end
@@ -36,7 +34,7 @@ class IovaSpace:
             if start >= high:
                 break
             if end > low:
-                self._cut(start, end, max(start, low), min(end, high))
+                self._free.cut(start, max(start, low), min(end, high))
 
     def alloc(self, size: int, limit: int) -> int:
         """Take ``size`` bytes, rounded up to granules, none of them above ``limit``.  Raises ``IommuError("ENOSPC")``."""
@@ -46,30 +44,10 @@ class IovaSpace:
             end = self._free[start]
             found = (min(end, limit + 1) - size) & -alignment
             if found >= start:
-                self._cut(start, end, found, found + size)
+                self._free.cut(start, found, found + size)
                 return found
         raise IommuError("ENOSPC", f"no {size:#x} bytes of I/O address space below {limit:#x}")
 
     def free(self, iova: int, size: int) -> None:
-        """Give back what ``alloc`` answered for ``size``."""
-        end = iova + -(-size // self.granule) * self.granule
-        after = self._free.bisect_left(iova)
-        if after < len(self._free) and self._free.peekitem(after)[0] < end:
-            raise ValueError(f"{iova:#x} is free already")
-        if after:
-            start, last = self._free.peekitem(after - 1)
-            if last > iova:
-                raise ValueError(f"{iova:#x} is free already")
-            if last == iova:
-                iova = start
-        if end in self._free:
-            end = self._free.pop(end)
-        self._free[iova] = end
-
-    def _cut(self, start: int, end: int, first: int, last: int) -> None:
-        """Take ``first``..``last`` out of the free run ``start``..``end`` (all ends excluded)."""
-        del self._free[start]
-        if start < first:
-            self._free[start] = first
-        if last < end:
-            self._free[last] = end
+        """Give back what ``alloc`` answered for ``size``.  Raises ``ValueError`` for what is free."""
+        self._free.join(iova, iova + -(-size // self.granule) * self.granule)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import mmap
 from typing import TYPE_CHECKING
 
-from sortedcontainers import SortedDict
-
 from iommukit.errors import IommuError
+from iommukit.hw.runs import FreeRuns
 
 if TYPE_CHECKING:
     from iommukit.hw.memory import PhysicalMemory
@@ -41,7 +40,7 @@ class PageAllocator:
         """Memory from here on was never handed out, and is zero."""
         self._kept: dict[int, list[int]] = {}
         """Tables given back singly, by size (bytes)."""
-        self._free: SortedDict[int, int] = SortedDict()
+        self._free = FreeRuns()
         """Runs given back: first address to the address after the last."""
         self._longest = 0
         """No run is longer (bytes)."""
@@ -121,11 +120,7 @@ class PageAllocator:
         for start, end in self._free.items():
             address = -(-start // size) * size
             if address + wanted <= end:
-                del self._free[start]
-                if start < address:
-                    self._free[start] = address
-                if address + wanted < end:
-                    self._free[address + wanted] = end
+                self._free.cut(start, address, address + wanted)
                 return address
             longest = max(longest, end - start)
         self._longest = longest
@@ -148,12 +143,4 @@ class PageAllocator:
 
     def _join(self, start: int, end: int) -> None:
         """Put a run among the free ones, as one with its neighbours."""
-        after = self._free.bisect_left(start)
-        if after:
-            first, last = self._free.peekitem(after - 1)
-            if last == start:
-                start = first
-        if end in self._free:
-            end = self._free.pop(end)
-        self._free[start] = end
-        self._longest = max(self._longest, end - start)
+        self._longest = max(self._longest, self._free.join(start, end))
