@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from iommukit.device import Device, DmaOps
@@ -255,19 +256,21 @@ def execute(
         result.outcome, result.reason = Outcome.NOT_APPLICABLE, str(error)
         return result
     findings: list[str] = []
-    result.boot = run.boot_result()
-    for watch in watchers:
-        findings.extend(f"after boot: {line}" for line in watch(run.system, None))
     steps: list[StepResult] = []
-    for number, step in enumerate(scenario.steps, start=1):
-        for name in step.device_names:
-            if name not in run.system.devices:
-                raise InputError(f"no device {name!r} in machine {run.system.machine.machine}", source=f"step {number} ({step.op})")
-        done = run.step(step)
-        steps.append(done)
+    with closing(run):
+        result.boot = run.boot_result()
         for watch in watchers:
-            findings.extend(f"after step {number} ({step.op}): {line}" for line in watch(run.system, done))
-    run.close()
+            findings.extend(f"after boot: {line}" for line in watch(run.system, None))
+        for number, step in enumerate(scenario.steps, start=1):
+            for name in step.device_names:
+                if name not in run.system.devices:
+                    raise InputError(
+                        f"no device {name!r} in machine {run.system.machine.machine}", source=f"step {number} ({step.op})"
+                    )
+            done = run.step(step)
+            steps.append(done)
+            for watch in watchers:
+                findings.extend(f"after step {number} ({step.op}): {line}" for line in watch(run.system, done))
     result.steps = tuple(steps)
     if findings:
         result.outcome, result.findings = Outcome.FAIL, tuple(findings)
