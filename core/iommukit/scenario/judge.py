@@ -151,7 +151,8 @@ def _check_groups(scenario: Scenario, result: Result, value: Any, verdict: Verdi
 
 def _check_attaches(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
     steps: Sequence[StepResult] = result.steps
-    verdict.compare(f"attachments of step {upto}", value, steps[upto - 1].attaches)
+    counted = steps[upto - 1].attaches
+    verdict.compare(f"attachments of step {upto}", value, UNDECIDED if counted is None else counted)
 
 
 def _check_result(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
@@ -161,7 +162,7 @@ def _check_result(scenario: Scenario, result: Result, value: Any, verdict: Verdi
 
 def _check_default(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:
     assert result.boot is not None
-    verdict.compare("the system's default policy", value, result.boot.default)
+    verdict.compare("the system's default policy", value, result.boot.default or UNDECIDED)
 
 
 def _check_reserved(scenario: Scenario, result: Result, value: Any, verdict: Verdict, upto: int) -> None:

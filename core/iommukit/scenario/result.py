@@ -42,7 +42,8 @@ class StepResult:
     """One step: ``ok``, an errno name or ``UNDECIDED``; new log lines; the groups afterwards.
 
     ``types`` maps the machine's device names to their groups' types, ``members`` to their groups' numbers (absent devices are
-    missing); ``value`` holds a read file's lines, ``reason`` says why a result is what it is.
+    missing); ``value`` holds a read file's lines, ``attaches`` counts attachments, ``None`` where nobody counted; ``reason`` says why a
+    result is what it is.
     """
 
     op: str
@@ -52,7 +53,7 @@ class StepResult:
     types: dict[str, str] = field(default_factory=dict)
     members: dict[str, int] = field(default_factory=dict)
     value: tuple[str, ...] | None = None
-    attaches: int = 0
+    attaches: int | None = 0
     reason: str = ""
 
     def to_json(self) -> dict[str, Any]:

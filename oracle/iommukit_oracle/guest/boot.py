@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
-import socket
-import subprocess
-import tempfile
-import time
-import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from iommukit.errors import HardwareLost
-from iommukit_oracle.guest.packages import Archive
-from iommukit_oracle.hardware.qemu import find
+from iommukit_oracle.guest.kernels import direct_image
+from iommukit_oracle.hardware.qemu import Process, Program, connection, find, inherited
 from iommukit_oracle.hardware.qmp import Monitor
 
-TIMEOUT = 240.0
-"""Seconds of real time for a guest to say what it is waited for; a boot takes 3 to 12."""
+TIMEOUT = 120.0
+"""Seconds of real time for a guest to answer; a boot takes 2 to 5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +43,6 @@ class GuestMachine:
     arguments: Sequence[str]
     registers: Mapping[str, Register]
 
-    def archive(self, suite: str = "bookworm") -> Archive:
-        """Where its packages come from."""
-        return Archive(self.debian, suite)
-
 
 _PC_CMDLINE = "console=ttyS0 no_timer_check"
 """On a busy host the check whether the timer ticks comes too early, and the kernel panics."""
@@ -71,6 +65,14 @@ MACHINES: Mapping[str, GuestMachine] = {
         (*_PC, "-device", "amd-iommu,intremap=on,{options}"),
         {"devtab": Register(0xFED8_0000)},
     ),
+    "s390": GuestMachine(
+        "s390",
+        "s390x",
+        "s390x",
+        "console=ttysclp0",
+        ("-M", "s390-ccw-virtio", "-cpu", "max,zpci=on"),
+        {},
+    ),
     "arm": GuestMachine(
         "arm_smmu",
         "aarch64",
@@ -84,10 +86,11 @@ MACHINES: Mapping[str, GuestMachine] = {
 
 
 class Guest:
-    """A running guest.  A context manager; the process ends with it.
+    """A running guest and its agent.  A context manager; the process ends with it.
 
-    ``machine`` is a key of ``MACHINES``; ``options`` are the IOMMU's (``caching-mode=on``), ``devices`` are values of ``-device``,
-    ``extra`` further arguments.  Raises ``InputError`` without that QEMU.
+    ``machine`` is one of ``MACHINES``; ``options`` are the IOMMU's (``caching-mode=on``), ``devices`` are values of ``-device``,
+    ``extra`` further arguments, ``program`` a QEMU in place of the one on the path.  Once made, the guest has booted and its agent
+    listens.  Raises ``InputError`` without that QEMU, and ``HardwareLost`` with the last words where the guest does not come up.
     """
 
     def __init__(
@@ -95,66 +98,84 @@ class Guest:
         machine: GuestMachine,
         kernel: Path,
         initrd: bytes,
-        cmdline: str,
+        cmdline: str = "",
         *,
         memory: int = 256 << 20,
         options: str = "",
         devices: Sequence[str] = (),
         extra: Sequence[str] = (),
+        program: Program | None = None,
     ) -> None:
-        program = find(machine.arch)
         self.machine = machine
-        self._folder = tempfile.TemporaryDirectory(prefix="iommukit-guest-")
-        folder = Path(self._folder.name)
-        (folder / "initrd").write_bytes(initrd)
-        self._console = folder / "console"
-        self._said = folder / "qemu"
-        mine, theirs = socket.socketpair()
-        mine.settimeout(TIMEOUT)
-        arguments = [argument.replace("{options}", options).rstrip(",") for argument in machine.arguments]
-        self.arguments = [
-            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", "tcg,thread=multi", "-smp", "1"),
-            *("-m", f"{memory >> 20}M", *arguments, *extra),
-            *(word for device in devices for word in ("-device", device)),
-            *("-kernel", str(kernel), "-initrd", str(folder / "initrd")),
-            *("-append", f"{machine.cmdline} quiet panic=-1 {cmdline}".strip()),
-            *("-serial", f"file:{self._console}"),
-            *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control"),
-        ]
-        with open(self._said, "wb") as said:
-            self._process = subprocess.Popen(
-                [program.path, *self.arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                pass_fds=[theirs.fileno()],
+        self.program = program or find(machine.arch)
+        with open(os.memfd_create("guest-initrd"), "r+b") as start, ExitStack() as theirs:
+            start.write(initrd)
+            start.flush()
+            console, monitor = (connection(theirs, TIMEOUT) for _ in range(2))
+            arguments = [argument.replace("{options}", options).rstrip(",") for argument in machine.arguments]
+            self.arguments = [
+                *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", "tcg,thread=multi", "-smp", "1"),
+                *("-m", f"{memory >> 20}M", *arguments, *extra),
+                *(word for device in devices for word in ("-device", device)),
+                *("-append", f"{machine.cmdline} quiet panic=-1 {cmdline}".strip()),
+            ]
+            """Those that make the machine; files and sockets come on top."""
+            self.process = Process(
+                self.program,
+                [
+                    *self.arguments,
+                    *("-kernel", str(direct_image(kernel)), "-initrd", inherited(start.fileno())),
+                    *("-chardev", f"socket,id=console,fd={console.theirs}", "-serial", "chardev:console"),
+                    *("-chardev", f"socket,id=qmp,fd={monitor.theirs}", "-mon", "chardev=qmp,mode=control"),
+                ],
+                [start.fileno(), console.theirs, monitor.theirs],
             )
-        theirs.close()
-        self._end = weakref.finalize(self, _end, self._process)
-        self.monitor = Monitor(mine, self._lost)
+        self._socket = console.ours
+        self._lines = console.ours.makefile("rb")
+        self._console: list[str] = []
+        self.monitor = Monitor(monitor.ours, self._lost)
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def _lost(self, what: str) -> HardwareLost:
         """What to raise where the guest has failed to do something, with QEMU's and the guest's last words."""
-        words = [*self._said.read_text(errors="replace").splitlines()[-1:], *self.console().splitlines()[-1:]]
+        panics = [line for line in self._console if "Kernel panic" in line or "Unable to handle" in line or "BUG:" in line]
+        said = [line for line in self.process.said().splitlines() if "warning:" not in line]
+        words = [*said[-1:], *(panics[:1] or self._console[-1:])]
         return HardwareLost(f"the guest {what}: {' / '.join(words) or 'it said nothing'}")
 
     def console(self) -> str:
-        """All that the guest has printed so far, without carriage returns."""
-        return self._console.read_text(errors="replace").replace("\r", "") if self._console.exists() else ""
+        """All that the guest has printed besides its agent's answers, without carriage returns."""
+        return "\n".join(self._console)
 
-    def wait_for(self, line: str, timeout: float = TIMEOUT) -> str:
-        """Wait until the guest has printed a line, and answer the whole console.  Raises ``HardwareLost`` when it is too late."""
-        until = time.monotonic() + timeout
+    def _answer(self) -> Any:
+        """The agent's next answer; what the kernel prints before it is kept."""
         while True:
-            ended = self._process.poll() is not None
-            text = self.console()
-            if f"\n{line}\n" in f"\n{text}":
-                return text
-            if ended:
-                raise self._lost(f"ended before it said {line!r}")
-            if time.monotonic() > until:
-                raise self._lost(f"did not say {line!r} within {timeout:.0f} s")
-            time.sleep(0.05)
+            try:
+                line = self._lines.readline().decode(errors="replace").strip("\r\n")
+            except TimeoutError as error:
+                raise self._lost(f"has not answered for {TIMEOUT:.0f} s") from error
+            except OSError as error:
+                raise self._lost("closed its console") from error
+            if not line and not self.process.running:
+                raise self._lost("has ended")
+            before, mark, answer = line.partition("@{")
+            if before:
+                self._console.append(before)
+            if mark:
+                return json.loads("{" + answer)
+
+    def ask(self, command: str, *words: str) -> Any:
+        """Have the agent carry out a command, see ``agent.pl``.  Raises ``HardwareLost`` where the guest does not survive it."""
+        line = "\t".join(_ODD.sub(lambda found: f"%{ord(found[0]):02x}", word) for word in (command, *words))
+        try:
+            self._socket.sendall(line.encode() + b"\n")
+        except OSError as error:
+            raise self._lost("closed its console") from error
+        return self._answer()["answer"]
 
     def stop(self) -> None:
         """Stop the processors: memory stays as it is."""
@@ -179,9 +200,10 @@ class Guest:
 
     def close(self) -> None:
         """End the guest, at once."""
-        self._end()
+        self.process.kill()
         self.monitor.close()
-        self._folder.cleanup()
+        self._lines.close()
+        self._socket.close()
 
     def __enter__(self) -> Self:
         return self
@@ -190,7 +212,5 @@ class Guest:
         self.close()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.kill()
-    process.wait()
+_ODD = re.compile(r"[^ -$&-~]")
+"""What a command's words may not hold as it is: tabs, newlines, the percent sign."""

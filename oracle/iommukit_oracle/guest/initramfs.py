@@ -1,4 +1,4 @@
-"""What a guest's kernel starts from: busybox, modules, a script as init, packed as a cpio archive (newc)."""
+"""What a guest's kernel unpacks into its first file system: an archive (cpio, newc), and kernel modules in the order of their needs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import stat
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from iommukit.errors import InputError
 
-FOLDERS = ("bin", "dev", "mods", "proc", "sys", "tmp")
+FOLDERS = ("dev", "proc", "sys", "tmp")
+"""Folders that are there in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,18 @@ def cpio(entries: Iterable[CpioEntry]) -> bytes:
     return bytes(out)
 
 
-class Modules:
-    """A kernel's modules by name, unpacked in a folder."""
+def _name(path: Path) -> str:
+    """A module's name, as ``lsmod`` prints it."""
+    return path.name.split(".ko")[0].replace("-", "_")
 
-    def __init__(self, folder: Path) -> None:
-        self._paths = {path.name.split(".ko")[0].replace("-", "_"): path for path in folder.rglob("*.ko*")}
+
+class Modules:
+    """A kernel's modules by name, unpacked in folders; one of them has the list of those that are built in."""
+
+    def __init__(self, *folders: Path) -> None:
+        self._paths = {_name(path): path for folder in folders for path in folder.rglob("*.ko*")}
+        lists = [path for folder in folders if (path := folder / "modules.builtin").exists()]
+        self._builtin = {_name(Path(line)) for path in lists for line in path.read_text().splitlines()}
 
     def read(self, name: str) -> bytes:
         """A module, uncompressed."""
@@ -57,12 +65,12 @@ class Modules:
     def in_order(self, names: Iterable[str]) -> dict[str, bytes]:
         """The modules of those names and what they depend on, each behind its own needs.
 
-        Raises ``InputError`` for one that the kernel does not have as a module.
+        Those that are built into the kernel are passed over; raises ``InputError`` for one that the kernel does not have at all.
         """
         found: dict[str, bytes] = {}
 
         def need(name: str) -> None:
-            if name in found:
+            if name in found or name in self._builtin:
                 return
             if name not in self._paths:
                 raise InputError(f"the kernel has no module {name}")
@@ -77,20 +85,15 @@ class Modules:
         return found
 
 
-def initramfs(busybox: bytes, init: str, modules: Mapping[str, bytes], files: Mapping[str, bytes] | None = None) -> bytes:
-    """The archive.
-
-    ``init`` is a script for busybox's shell.  It finds the modules as ``/mods/NAME.ko``, their order in ``/mods/order``.
-    """
-    folder, program, text = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o755, stat.S_IFREG | 0o644
-    entries = [CpioEntry(name, folder) for name in FOLDERS]
-    entries += [
-        CpioEntry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
-        CpioEntry("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
-    ]
-    entries += [CpioEntry("bin/busybox", program, busybox), CpioEntry("bin/sh", stat.S_IFLNK | 0o777, b"busybox")]
-    entries += [CpioEntry("init", program, init.encode())]
-    entries += [CpioEntry(f"mods/{name}.ko", text, data) for name, data in modules.items()]
-    entries += [CpioEntry("mods/order", text, "".join(f"{name}\n" for name in modules).encode())]
-    entries += [CpioEntry(name, program, data) for name, data in (files or {}).items()]
-    return cpio(entries)
+def archive(files: Mapping[str, bytes]) -> bytes:
+    """An archive of files by path, all of them executable, with the folders above them, the console and the mount points."""
+    folder, file = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o755
+    above = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
+    return cpio(
+        [
+            *(CpioEntry(name, folder) for name in sorted(above.union(FOLDERS))),
+            CpioEntry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+            CpioEntry("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
+            *(CpioEntry(name, file, data) for name, data in files.items()),
+        ]
+    )

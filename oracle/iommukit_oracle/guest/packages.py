@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,17 @@ class Packages:
             self._update(again=False)
             lines = self._apt("apt-cache", "depends", "--no-recommends", name).splitlines()
         return [line.split()[1] for line in lines if line.strip().startswith("Depends:")]
+
+    def named(self, prefix: str, pattern: str) -> list[str]:
+        """The names of the packages that match a pattern wholly, in the order of the numbers in them.
+
+        They begin with ``prefix``.
+        """
+        with self._alone():
+            self._update(again=False)
+            names = self._apt("apt-cache", "pkgnames", prefix).split()
+        found = [name for name in names if re.fullmatch(pattern, name)]
+        return sorted(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
 
     def _download(self, name: str, version: str | None) -> Path:
         """The package's file.  Lists that have grown old name files that are gone: then once more with new lists."""
@@ -156,48 +168,3 @@ def _unpack(package: Path, target: Path, wanted: Callable[[str], bool]) -> None:
     if process.returncode:
         raise Unavailable(f"{package.name} cannot be unpacked")
     partial.rename(target)
-
-
-# ---- kernels ---------------------------------------------------------------------------------------------------------
-
-UNWANTED = ("drivers/gpu/", "drivers/media/", "drivers/staging/", "drivers/infiniband/", "drivers/net/wireless/", "/sound/", "/fs/")
-"""Modules that no guest here loads: most of a kernel's bytes."""
-
-
-def kernel_files(path: str) -> bool:
-    """Which of a kernel's files are kept: the kernel, its configuration, and the modules of small machines."""
-    if "/modules/" in path:
-        return not any(part in path for part in UNWANTED)
-    return path.startswith("boot/") and not path.startswith("boot/System.map")
-
-
-@dataclass(frozen=True, slots=True)
-class DebianKernel:
-    """An unpacked kernel: the image, its release as ``uname -r`` prints it, and the folder of its modules."""
-
-    image: Path
-    release: str
-    modules: Path
-
-
-def debian_kernel(archive: Archive, package: str | None = None, folder: Path | None = None) -> DebianKernel:
-    """The kernel of a package, or the one that the archive recommends today (``linux-image-ARCH``)."""
-    packages = Packages(archive, folder)
-    if package is None:
-        package = next(name for name in packages.depends(f"linux-image-{archive.arch}") if name.startswith("linux-image-"))
-    root = packages.unpacked(package, wanted=kernel_files)
-    modules = _one([*root.glob("lib/modules/*"), *root.glob("usr/lib/modules/*")], package)
-    image = _one([*root.glob("boot/vmlinu?-*"), *modules.glob("vmlinu?*")], package)
-    return DebianKernel(image, modules.name, modules)
-
-
-def busybox(archive: Archive, folder: Path | None = None) -> Path:
-    """The statically linked busybox."""
-    root = Packages(archive, folder).unpacked("busybox-static", wanted=lambda path: path.endswith("/busybox"))
-    return _one([*root.glob("bin/busybox"), *root.glob("usr/bin/busybox")], "busybox-static")
-
-
-def _one(found: Sequence[Path], package: str) -> Path:
-    if not found:
-        raise Unavailable(f"{package} does not hold what was looked for")
-    return found[0]

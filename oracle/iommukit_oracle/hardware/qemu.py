@@ -78,7 +78,7 @@ class Process:
         self.name = f"QEMU {program.release} ({program.arch})"
         self._log = os.memfd_create("qemu-log")
         self._popen = subprocess.Popen(
-            [*_leash(), program.path, *arguments],
+            [*leash(), program.path, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -129,13 +129,13 @@ def _end(process: subprocess.Popen[bytes], log: int) -> None:
 
 
 @lru_cache
-def _leash() -> tuple[str, ...]:
+def leash() -> tuple[str, ...]:
     """A command in front that has the kernel kill the process when this one ends, even without warning."""
     path = shutil.which("setpriv")
     return (path, "--pdeathsig", "KILL") if path else ()
 
 
-def _path(file: int) -> str:
+def inherited(file: int) -> str:
     """How the other process opens a file that it inherits."""
     return f"/proc/self/fd/{file}"
 
@@ -163,7 +163,7 @@ class Qemu:
     ) -> None:
         self.program = program
         files = files or {}
-        paths = {name: _path(file) for name, file in files.items()}
+        paths = {name: inherited(file) for name, file in files.items()}
         with (
             open(os.memfd_create("qemu-ram"), "r+b", buffering=0) as ram,
             open(os.memfd_create("qemu-firmware"), "r+b", buffering=0) as firmware,
@@ -171,15 +171,15 @@ class Qemu:
         ):
             ram.truncate(memory_size)
             firmware.write(program.host.firmware())
-            mine, monitor = (_connection(theirs) for _ in range(2))
+            mine, monitor = (connection(theirs) for _ in range(2))
             self.memory = PhysicalMemory(memory_size, memory_base, file=ram.fileno())
             self.process = Process(
                 program,
                 [
                     *(argument.format_map(paths) if "{" in argument else argument for argument in arguments),
                     *("-m", f"{memory_size >> 20}M", "-machine", "memory-backend=ram"),
-                    *("-object", f"memory-backend-file,id=ram,size={memory_size},mem-path={_path(ram.fileno())},share=on"),
-                    *("-accel", "tcg", *program.host.timing, program.host.option, _path(firmware.fileno())),
+                    *("-object", f"memory-backend-file,id=ram,size={memory_size},mem-path={inherited(ram.fileno())},share=on"),
+                    *("-accel", "tcg", *program.host.timing, program.host.option, inherited(firmware.fileno())),
                     *("-display", "none", "-nodefaults", "-no-user-config", "-serial", "none", "-qtest-log", "none"),
                     *("-chardev", f"socket,id=qtest,fd={mine.theirs}", "-qtest", "chardev:qtest"),
                     *("-chardev", f"socket,id=qmp,fd={monitor.theirs}", "-mon", "chardev=qmp,mode=control"),
@@ -211,15 +211,18 @@ class Qemu:
         self.close()
 
 
-class _Pair(NamedTuple):
+class Pair(NamedTuple):
     """Both ends of a connection; the other process's as a number."""
 
     ours: socket.socket
     theirs: int
 
 
-def _connection(theirs: ExitStack) -> _Pair:
-    """A connection to a process that is about to start; its end is closed here with the stack."""
+def connection(theirs: ExitStack, patience: float = PATIENCE) -> Pair:
+    """A connection to a process that is about to start; its end is closed here with the stack.
+
+    ``patience``: seconds after which a read gives up.
+    """
     ours, other = socket.socketpair()
-    ours.settimeout(PATIENCE)
-    return _Pair(ours, theirs.enter_context(other).fileno())
+    ours.settimeout(patience)
+    return Pair(ours, theirs.enter_context(other).fileno())
