@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from iommukit.cli import oracle_kernel
 from iommukit.cli.options import (
     KERNEL_HELP,
     Command,
@@ -34,7 +35,7 @@ PROBE = "PT-12"
 @click.group(
     "oracle",
     cls=Group,
-    examples=("iommukit oracle hardware --probe", "iommukit oracle hardware --vendor intel_vtd"),
+    examples=("iommukit oracle hardware --probe", "iommukit oracle kernel check"),
     invoke_without_command=True,
 )
 @click.pass_context
@@ -42,6 +43,9 @@ def command(context: click.Context) -> None:
     """Ask judges that share no code with the model."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+
+
+command.add_command(oracle_kernel.command)
 
 
 @command.command(

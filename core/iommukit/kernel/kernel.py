@@ -42,6 +42,8 @@ class Kernel(ABC):
     lazy_by_default: ClassVar[tuple[str, ...]] = ("x86_64", "s390x")
     unit_by_unit: bool = True
     """Devices are probed as each unit registers (since 6.1), not all at the end."""
+    tells_leaving: ClassVar[bool] = True
+    """Whether a line is printed when a device leaves its group (``iommu_release_device``; no more in 6.12)."""
 
     # ---- boot --------------------------------------------------------------------------------------------------------
 
@@ -116,7 +118,8 @@ class Kernel(ABC):
         group = device.group
         if group is None:
             return
-        system.log(f"{device.log_name}: Removing from iommu group {group.id}")
+        if self.tells_leaving:
+            system.log(f"{device.log_name}: Removing from iommu group {group.id}")
         system.vendor.ops.release_device(device=device)
         group.devices.remove(device)
         device.group = None

@@ -26,6 +26,7 @@ class Linux612(Kernel):
     name = "6.12"
     summary = "6.12 (whole-group decisions; static identity and blocked domains)"
     era = Era.V6_12
+    tells_leaving = False
     version = (6, 12)
 
     # ---- boot --------------------------------------------------------------------------------------------------------

@@ -31,11 +31,11 @@ class Verdict:
 
 
 def judge(scenario: Scenario, result: Result) -> Result:
-    """Settle the outcome of a run: PASS, FAIL or UNDECIDED; N/A and a watcher's FAIL stay.
+    """Settle the outcome of a run: PASS, FAIL or UNDECIDED; N/A and a watcher's FAIL stay, and so does what was not run.
 
     The expectation has been checked when the scenario was loaded (``check_expectations``).
     """
-    if result.outcome is not Outcome.UNDECIDED:
+    if result.outcome is not Outcome.UNDECIDED or result.boot is None:
         return result
     wanted = scenario.expectation(result.kernel)
     if wanted is None or says_nothing(wanted):
@@ -63,6 +63,8 @@ def _check(scenario: Scenario, result: Result, wanted: dict[str, Any], verdict: 
             _check(scenario, result, expected, verdict, upto=int(key))
         elif key in OPERATIONS:
             _check_operation(scenario, result, key, value, verdict, upto)
+        elif key not in OF_BOOT and result.known_steps is not None and upto > result.known_steps:
+            verdict.undecided.append(f"{key} {_when(upto, result)}")
         elif key in SPECIAL:
             SPECIAL[key](scenario, result, value, verdict, upto)
         else:
@@ -182,6 +184,10 @@ SPECIAL: dict[str, Callable[[Scenario, Result, Any, Verdict, int], None]] = {
     "result": _check_result,
     "default": _check_default,
 }
+
+
+OF_BOOT = frozenset({"boot", "default", "reserved"})
+"""Keys about the boot, wherever they stand."""
 
 
 def _shown(value: Any) -> str:

@@ -107,6 +107,8 @@ class Result:
     steps: tuple[StepResult, ...] = ()
     findings: tuple[str, ...] = ()
     """What did not hold, one line each."""
+    known_steps: int | None = None
+    """How many steps were carried out where one could not be: nothing is known of what follows.  ``None``: all."""
 
     def to_json(self) -> dict[str, Any]:
         """The contract's JSON, with the outcome and its reasons."""

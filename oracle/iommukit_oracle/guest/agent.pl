@@ -5,10 +5,10 @@ use strict;
 use warnings;
 use Errno;
 
-my %CALLS = ( # mount, init_module: their numbers differ
-    'x86_64'  => [ 165, 175 ],
-    'aarch64' => [ 40,  105 ],
-    's390x'   => [ 21,  128 ],
+my %CALLS = ( # mount, init_module, delete_module: their numbers differ
+    'x86_64'  => [ 165, 175, 176 ],
+    'aarch64' => [ 40,  105, 106 ],
+    's390x'   => [ 21,  128, 129 ],
 );
 my $GROUPS  = '/sys/kernel/iommu_groups';
 my $PCI     = '/sys/bus/pci/devices';
@@ -176,13 +176,18 @@ sub release {
 
 # ---- modules ---------------------------------------------------------------------------------------------------------
 
-my ( $mount, $insert );
+my ( $mount, $insert, $delete );
 
 sub insert {
     my ($name) = @_;
     my $module = contents("/mods/$name.ko") // return 'ENOENT';
     my $parameters = '';
     return syscall( $insert, $module, length($module), $parameters ) == 0 || $!{EEXIST} ? 'ok' : failure();
+}
+
+sub withdraw {
+    my ($name) = @_;
+    return syscall( $delete, $name, 04000 ) == 0 ? 'ok' : failure();    # O_NONBLOCK
 }
 
 # ---- devices at work -------------------------------------------------------------------------------------------------
@@ -248,6 +253,7 @@ my %COMMANDS = (
     state   => sub { return { groups => groups(), functions => functions() } },
     log     => sub { return messages() },
     insert  => sub { return { map { $_ => insert($_) } @_ } },
+    withdraw => sub { return { map { $_ => withdraw($_) } @_ } },
     write   => sub { return put(@_) },
     read    => sub { my $all = contents(@_); return defined $all ? [ split /\n/, $all ] : failure() },
     list    => sub { return [ entries(@_) ] },
@@ -258,7 +264,7 @@ my %COMMANDS = (
 );
 
 my ($machine) = grep { -e "/machine/$_" } keys %CALLS;
-( $mount, $insert ) = @{ $CALLS{$machine} };
+( $mount, $insert, $delete ) = @{ $CALLS{$machine} };
 for my $each ( [ 'proc', '/proc' ], [ 'sysfs', '/sys' ], [ 'devtmpfs', '/dev' ], [ 'tracefs', $TRACING ] ) {
     my ( $kind, $place ) = @$each;
     syscall( $mount, $kind, $place, $kind, 0, 0 );

@@ -52,6 +52,10 @@ class Modules:
         lists = [path for folder in folders if (path := folder / "modules.builtin").exists()]
         self._builtin = {_name(Path(line)) for path in lists for line in path.read_text().splitlines()}
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the kernel has it, as a module or built in."""
+        return name in self._paths or name in self._builtin
+
     def read(self, name: str) -> bytes:
         """A module, uncompressed."""
         path = self._paths[name]

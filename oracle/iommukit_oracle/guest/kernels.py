@@ -108,7 +108,9 @@ def _modules(roots: Sequence[Path]) -> list[Path]:
 
 
 def _images(roots: Sequence[Path]) -> list[Path]:
-    return [path for root in roots for place in ("boot/vmlinu?-*", "usr/lib/modules/*/vmlinu?") for path in sorted(root.glob(place))]
+    return [
+        path for root in roots for place in ("boot/vmlinu?-*", "usr/lib/modules/*/vmlinu?") for path in sorted(root.glob(place))
+    ]
 
 
 # ---- the kernel inside an image --------------------------------------------------------------------------------------

@@ -24,9 +24,10 @@ class Plugging(enum.Enum):
 class Placed:
     """A device of the machine file in the guest.
 
-    ``address`` is its name below ``/sys/bus/pci/devices``; ``id`` is QEMU's name for it; ``properties`` are those of ``-device``, by
-    QEMU's names, ``driver`` (QEMU's model) and ``id`` included: what ``device_add`` takes.  ``driver`` is the guest's driver that does
-    its DMA, ``None`` where there is none; ``work`` is what that driver can be asked to do: ``network``, ``disk`` or nothing.
+    ``address`` is its name below ``/sys/bus/pci/devices``; ``id`` is QEMU's name for it; ``properties`` are those of ``-device``,
+    by QEMU's names, ``driver`` (QEMU's model) and ``id`` included: what ``device_add`` takes.  ``driver`` is the guest's driver
+    that does its DMA, ``None`` where there is none; ``work`` is what that driver can be asked to do: ``network``, ``disk`` or
+    nothing.
     """
 
     name: str
@@ -43,11 +44,11 @@ class Placed:
 class Realisation:
     """What is booted.
 
-    ``machine`` is a key of ``guest.boot.MACHINES``; ``options`` are those of its IOMMU; ``devices`` are values of ``-device`` in order;
-    ``extra`` further arguments; ``cmdline`` the kernel's, words that stand for its configuration in front.  ``tables`` are ACPI tables
-    by file name that replace the firmware's or are added to them (``kernel/firmware/acpi`` in the initrd).  ``placed`` are the
-    devices by name.  ``qemu`` names a variant of QEMU (``no-np-cache``), empty for the installed one.  ``notes`` say what stands for
-    what, a line each.
+    ``machine`` is a key of ``guest.boot.MACHINES``; ``options`` are those of its IOMMU; ``devices`` are values of ``-device`` in
+    order; ``extra`` further arguments; ``cmdline`` the kernel's, words that stand for its configuration in front.  ``tables`` are
+    ACPI tables by file name that replace the firmware's or are added to them (``kernel/firmware/acpi`` in the initrd).
+    ``placed`` are the devices by name.  ``qemu`` names a variant of QEMU (``no-np-cache``), empty for the installed one.
+    ``notes`` say what stands for what, a line each.
     """
 
     machine: str

@@ -1,0 +1,207 @@
+"""Playing scenarios on real kernels: every boot of a plan, two at a time."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from iommukit.errors import HardwareLost
+from iommukit.kernel.cmdline import kstrtobool, split_cmdline
+from iommukit.kernel.kernel import Kernel
+from iommukit.machine.model import BootSpec
+from iommukit.scenario.model import Scenario
+from iommukit.scenario.result import UNDECIDED
+from iommukit.vendors import Vendor
+from iommukit_oracle.guest.kernels import GuestKernel, debian_kernel
+from iommukit_oracle.kernel.plan import Boot, Case, make_plan
+from iommukit_oracle.kernel.record import BootRecord, RunRecord, StepRecord
+from iommukit_oracle.kernel.session import Session
+from iommukit_oracle.kernel.steps import Player
+
+JOBS = 2
+"""Guests at a time: each keeps one processor busy."""
+POLICIES = {"identity": "IDENTITY", "DMA": "STRICT", "DMA-FQ": "LAZY"}
+"""The default policy by what a device without wishes is given."""
+
+FindKernel = Callable[[str, str], GuestKernel]
+"""From a profile's name and Debian's architecture to a kernel."""
+
+
+def play(
+    scenarios: Sequence[Scenario],
+    kernels: Sequence[Kernel],
+    vendors: Sequence[Vendor],
+    *,
+    find: FindKernel = debian_kernel,
+    jobs: int = JOBS,
+    tick: Callable[[int], None] = lambda cases: None,
+) -> Iterator[BootRecord]:
+    """Play all cases that apply, and yield each boot when it is over; ``tick`` is told how many cases are done.
+
+    Raises ``InputError`` for a wrong scenario, and where a kernel or QEMU is not to be had.
+    """
+    plan = make_plan(scenarios, kernels, vendors)
+    for record in _never_booted(plan.undecided):
+        tick(len(record.runs))
+        yield record
+    images: dict[tuple[str, str], GuestKernel] = {}
+    for boot in plan.boots:
+        if boot.image not in images:
+            images[boot.image] = find(*boot.image)
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(_all_records, boot, images[boot.image]) for boot in plan.boots]
+        try:
+            for future in as_completed(futures):
+                for record in future.result():
+                    tick(len(record.runs))
+                    yield record
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _never_booted(undecided: Sequence[tuple[Case, str]]) -> Iterator[BootRecord]:
+    """What could not be realised, by kernel and vendor."""
+    runs: dict[tuple[str, str], list[RunRecord]] = {}
+    for case, reason in undecided:
+        run = RunRecord(scenario=case.scenario.scenario, digest=case.digest, undecided=reason)
+        runs.setdefault((case.kernel.name, case.vendor.name), []).append(run)
+    for (kernel, vendor), some in runs.items():
+        yield BootRecord(kernel=kernel, vendor=vendor, runs=tuple(some))
+
+
+def _all_records(boot: Boot, kernel: GuestKernel) -> list[BootRecord]:
+    return list(boot_records(boot, kernel))
+
+
+def boot_records(boot: Boot, kernel: GuestKernel) -> Iterator[BootRecord]:
+    """Boot, and play as many cases as the guest can be brought back from; then boot again for the rest."""
+    waiting = list(boot.cases)
+    while waiting:
+        first = waiting[0]
+        runs: list[RunRecord] = []
+        try:
+            session = Session(boot.realisation, first.machine, first.scenario.boot, kernel)
+        except HardwareLost as error:
+            yield _lost(boot, kernel, waiting, str(error))
+            return
+        with session:
+            while waiting:
+                case = waiting.pop(0)
+                run, goes_on = _play(session, case)
+                runs.append(run)
+                if waiting and case.scenario.steps and not (goes_on and _restored(session)):
+                    break
+            yield _record(boot, kernel, session, runs)
+
+
+def _restored(session: Session) -> bool:
+    try:
+        return session.restore()
+    except HardwareLost:
+        return False
+
+
+def _play(session: Session, case: Case) -> tuple[RunRecord, bool]:
+    """One case in a guest that is as after boot, and whether the guest is still in order."""
+    steps: list[StepRecord] = []
+    known: int | None = None
+    stopped = ""
+    player = Player(session)
+    try:
+        for step in case.scenario.steps:
+            if stopped:
+                steps.append(StepRecord(op=step.op, result=UNDECIDED, reason=stopped))
+                continue
+            done, goes_on = player.play(step)
+            steps.append(done)
+            if not goes_on:
+                known, stopped = len(steps) - 1, f"step {len(steps)} ({step.op}) could not be carried out"
+        player.close()
+    except HardwareLost as error:
+        known = len(steps) if known is None else known
+        for step in case.scenario.steps[len(steps) :]:
+            steps.append(StepRecord(op=step.op, result=UNDECIDED, reason=str(error)))
+    return (
+        RunRecord(
+            scenario=case.scenario.scenario,
+            digest=case.digest,
+            names={name: placed.address for name, placed in session.realisation.placed.items()},
+            default=default_policy(session, case),
+            boot=session.start,
+            reserved=session.regions,
+            steps=tuple(steps),
+            known_steps=known,
+            unsaid=unsaid(case.scenario.boot),
+            notes=session.realisation.notes,
+        ),
+        known is None,
+    )
+
+
+def default_policy(session: Session, case: Case) -> str:
+    """The system's default, as the kernel's lines tell it.
+
+    What is decided late, after the lines have been printed, shows in the groups of bystanders: functions of QEMU's chipset that no
+    driver has wishes for.
+    """
+    mine = {placed.address for placed in session.realisation.placed.values()}
+    bystanders = [group for group in session.groups if not mine.intersection(group.devices)]
+    kinds = {group.type for group in bystanders if group.type in POLICIES}
+    if len(kinds) == 1:
+        return POLICIES[kinds.pop()]
+    text = "\n".join(session.log)
+    if "Default domain type: Passthrough" in text:
+        return "IDENTITY"
+    if "Default domain type: Translated" not in text:
+        return ""
+    return "LAZY" if "invalidation policy: lazy mode" in text else "STRICT" if "invalidation policy: strict mode" in text else ""
+
+
+def unsaid(boot: BootSpec) -> tuple[str, ...]:
+    """Parts of the lines that say "by command line" of a word that stood for the configuration."""
+    if boot.kconfig is None:
+        return ()
+    given = {name for name, value in split_cmdline(boot.cmdline) if kstrtobool(value) is not None}
+    return tuple(part for name, part in TELLING.items() if name not in given)
+
+
+TELLING = {"iommu.passthrough": "Default domain type", "iommu.strict": "invalidation policy"}
+"""By option: the line that says whether it was given."""
+
+
+def _lost(boot: Boot, kernel: GuestKernel, waiting: Sequence[Case], reason: str) -> BootRecord:
+    case = waiting[0]
+    runs = tuple(RunRecord(scenario=each.scenario.scenario, digest=each.digest, undecided=reason) for each in waiting)
+    return BootRecord(
+        kernel=case.kernel.name,
+        vendor=case.vendor.name,
+        package=kernel.package,
+        cmdline=boot.realisation.cmdline,
+        runs=runs,
+    )
+
+
+def _record(boot: Boot, kernel: GuestKernel, session: Session, runs: Sequence[RunRecord]) -> BootRecord:
+    case = boot.cases[0]
+    guest = session.guest
+    variant = boot.realisation.qemu
+    return BootRecord(
+        kernel=case.kernel.name,
+        vendor=case.vendor.name,
+        package=kernel.package,
+        uname=session.uname,
+        qemu=f"{guest.program.release} {variant}".strip(),
+        arch=guest.machine.debian,
+        cmdline=boot.realisation.cmdline,
+        qemu_args=shlex.join([f"qemu-system-{guest.machine.arch}", *guest.arguments]),
+        tables=tuple(sorted(boot.realisation.tables)),
+        log=session.log,
+        groups=session.groups,
+        iommus=session.units,
+        pci=session.functions,
+        set_up=session.set_up,
+        later={each.address: each.properties.get("driver", "") for each in boot.realisation.placed.values() if not each.present},
+        runs=tuple(runs),
+    )
