@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import lzma
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from iommukit.errors import InputError
@@ -29,7 +29,11 @@ def compact_line(line: str, source: str) -> str:
 def compact_file(path: Path) -> bytes:
     """The compressed form of a file.  Raises ``InputError``."""
     numbered = enumerate(read_lines(path), start=1)
-    lines = [compact_line(line, f"{path}:{number}") for number, line in numbered if line.strip()]
+    return compress(compact_line(line, f"{path}:{number}") for number, line in numbered if line.strip())
+
+
+def compress(lines: Iterable[str]) -> bytes:
+    """Lines as an xz file; the same lines give the same bytes."""
     text = "".join(line + "\n" for line in lines)
     return lzma.compress(text.encode(), check=lzma.CHECK_CRC32, preset=9 | lzma.PRESET_EXTREME)
 
@@ -40,13 +44,18 @@ def compact_folder(source: Path, dest: Path) -> dict[Path, int]:
     if not files:
         raise InputError("no recordings (*.jsonl) in this folder", source=str(source))
     made = {dest / f"{path.name}.xz": compact_file(path) for path in files}
+    write_files(made, dest)
+    return {path: len(data) for path, data in made.items()}
+
+
+def write_files(made: Mapping[Path, bytes], dest: Path) -> None:
+    """Write files of one folder, which is made where it is missing.  Raises ``InputError``."""
     try:
         dest.mkdir(parents=True, exist_ok=True)
         for path, data in made.items():
             path.write_bytes(data)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", source=str(error.filename or dest)) from error
-    return {path: len(data) for path, data in made.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,8 @@ showed: the capability words of the IOMMU, the memory that firmware tables reser
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -52,8 +53,8 @@ NPCACHE = 1 << 26
 # ---- the machine -----------------------------------------------------------------------------------------------------
 
 
-def machine_of(recording: Recording) -> Machine:
-    """The machine that a recording was made on.
+def machine_of(recording: Recording, later: Mapping[str, str] = MappingProxyType({})) -> Machine:
+    """The machine that a recording was made on; ``later`` are further devices that are not there at boot, QEMU's model by address.
 
     Raises ``InputError`` for arguments that cannot be read and for an architecture or vendor that is not recorded.
     """
@@ -64,7 +65,7 @@ def machine_of(recording: Recording) -> Machine:
         message = f"an architecture and a vendor among {wanted} were expected, got {recording.arch} and {recording.vendor}"
         raise InputError(message, source=recording.id)
     arguments = parse_qemu_arguments(recording)
-    devices = _zpci(recording, arguments) if arch == "s390x" else _functions(recording, arguments)
+    devices = _zpci(recording, arguments, later) if arch == "s390x" else _functions(recording, arguments, later)
     try:
         return Machine(
             machine=re.sub(r"[^A-Za-z0-9._-]", "_", recording.id)[:100] or "recorded",
@@ -93,7 +94,7 @@ def profile_of(recording: Recording) -> str:
     return PROFILE.get(recording.kernel, recording.kernel)
 
 
-def _functions(recording: Recording, arguments: QemuArguments) -> Iterator[DeviceSpec]:
+def _functions(recording: Recording, arguments: QemuArguments, later: Mapping[str, str]) -> Iterator[DeviceSpec]:
     """The functions there at boot, then those that are plugged in later."""
     placed = place_devices(arguments)
     external = _external_ports(recording, arguments, placed)
@@ -105,7 +106,7 @@ def _functions(recording: Recording, arguments: QemuArguments) -> Iterator[Devic
         extra = {"reserved": reserved.get(entry.bdf, ()), "external_facing": entry.bdf in external, "driver": driver}
         yield _spec(entry, slot, placed, extra)
     bridges = [address for address, slot in placed.items() if slot.device.model in BRIDGES]
-    for address, model in later_devices(recording):
+    for address, model in {**dict(later_devices(recording)), **later}.items():
         parent = next((bridge for bridge in bridges if bus_below(placed, bridge) == address[5:7]), None)
         slot = Slot(QemuDevice(model, {}), address, parent)
         entry = PciEntry.model_validate({"bdf": address, "id": "0000:0000"})
@@ -275,7 +276,7 @@ HARDWARE: dict[str, Callable[[Recording, QemuArguments], dict[str, Any]]] = {
 _NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
 
 
-def _zpci(recording: Recording, arguments: QemuArguments) -> Iterator[DeviceSpec]:
+def _zpci(recording: Recording, arguments: QemuArguments, later: Mapping[str, str]) -> Iterator[DeviceSpec]:
     """s390: each function is its own segment, whose number is QEMU's ``uid``."""
     numbers = ((device.properties.get("uid", ""), device.properties.get("fid", "")) for device in arguments.devices)
     fids = {int(uid, 0): int(fid, 0) for uid, fid in numbers if _NUMBER.fullmatch(uid) and _NUMBER.fullmatch(fid)}
@@ -292,3 +293,5 @@ def _zpci(recording: Recording, arguments: QemuArguments) -> Iterator[DeviceSpec
                 "attributes": {"fid": fid} if fid is not None else {},
             }
         )
+    for address in later:
+        yield DeviceSpec.model_validate({"name": address, "address": address, "kind": DeviceKind.ZPCI, "present": False})

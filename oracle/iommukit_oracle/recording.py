@@ -11,14 +11,14 @@ import lzma
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from iommukit.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.xz")
-
+Line = TypeVar("Line", bound=BaseModel)
 
 Address = Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")]
 """A PCI address as sysfs writes it."""
@@ -170,6 +170,11 @@ def iter_recordings(path: Path) -> Iterator[Recording]:
 
 def parse_recording(line: str, source: str) -> Recording:
     """One line.  Raises ``InputError`` for what is no JSON, lacks a key or has a value of the wrong kind."""
+    return parse_line(Recording, line, source)
+
+
+def parse_line(kind: type[Line], line: str, source: str) -> Line:
+    """One line of a kind of recording.  Raises ``InputError`` for what is no JSON, lacks a key or has a value of the wrong kind."""
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -178,7 +183,7 @@ def parse_recording(line: str, source: str) -> Recording:
     if not isinstance(data, dict):
         raise InputError(f"a recording (a JSON object) was expected, not {type(data).__name__}", source=source)
     try:
-        return Recording.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace as changed
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from iommukit.errors import InputError, NotApplicable
@@ -43,7 +44,7 @@ def replay(recording: Recording, registry: VendorRegistry) -> Replay:
     """
     outcome = Replay(recording.id, recording.kernel, recording.vendor)
     try:
-        session = _Session(recording, registry, outcome)
+        session = Session(recording, registry, outcome)
     except NotApplicable as error:
         outcome.observations.append(Observation("boot", recording.id, "a boot", "none", Verdict.UNDECIDED, str(error)))
         return outcome
@@ -55,14 +56,26 @@ def replay(recording: Recording, registry: VendorRegistry) -> Replay:
     return outcome
 
 
-class _Session:
-    """A running model with a recording beside it."""
+class Session:
+    """A running model with a recording beside it; ``ahead`` are steps that will be performed, where they need hardware.
 
-    def __init__(self, recording: Recording, registry: VendorRegistry, outcome: Replay) -> None:
+    ``later`` are further devices that are not there at boot (``machine_of``).
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        registry: VendorRegistry,
+        outcome: Replay,
+        *,
+        later: Mapping[str, str] = MappingProxyType({}),
+        ahead: tuple[Step, ...] = (),
+    ) -> None:
         self.recording = recording
         self.outcome = outcome
-        machine = machine_of(recording)
-        scenario = Scenario(scenario=machine.machine, machine=machine, vendor=recording.vendor, boot=boot_of(recording))
+        machine = machine_of(recording, later)
+        boot = boot_of(recording)
+        scenario = Scenario(scenario=machine.machine, machine=machine, vendor=recording.vendor, boot=boot, steps=ahead)
         self.run = Run(scenario, get_kernel(profile_of(recording)), registry.get(recording.vendor), registry)
         self.steps: list[Step] = []
         self.last = StepResult("none", "ok")

@@ -70,6 +70,7 @@ SCHEMAS: dict[str, tuple[str, Callable[[], Schema]]] = {
     "diff": ("iommukit diff --json", lambda: _adapted(shapes.DiffJson)),
     "boot": ("iommukit boot --json", lambda: _adapted(shapes.BootsJson)),
     "walk": ("iommukit walk --json", lambda: _adapted(shapes.WalkJson)),
+    "agreement": ("iommukit oracle kernel check --json", lambda: _adapted(shapes.AgreementJson)),
     "plugins": ("iommukit plugins --json", lambda: _adapted(shapes.PluginsJson)),
     "declaration": ("what a vendor plugin declares", lambda: _adapted(VendorDeclaration)),
 }

@@ -14,6 +14,7 @@ OutcomeName = Literal["PASS", "FAIL", "XFAIL", "N/A", "UNDECIDED"]
 VerdictName = Literal["effective", "ineffective", "invalid", "unknown"]
 Severity = Literal["breaks", "weakens", "refuses", "differs", "improves", "cosmetic"]
 Part = Literal["enabled", "units", "log", "groups", "numbers"]
+StandingName = Literal["agrees", "differs", "explained", "undecided", "stale", "missing"]
 exact = with_config(ConfigDict(extra="forbid"))
 """No further keys."""
 
@@ -326,3 +327,36 @@ class WalkJson(TypedDict):
     iova: str | None
     devices: list[DeviceWalkJson]
     cut: str | None
+
+
+@exact
+class AgreementRowJson(TypedDict):
+    """One judge on one kernel and vendor: how many ``unit``s and how many observations stand how."""
+
+    judge: str
+    unit: str
+    kernel: str
+    vendor: str
+    cases: dict[StandingName, int]
+    observations: dict[StandingName, int]
+
+
+@exact
+class RemarkJson(TypedDict):
+    """A difference, or why there is nothing to compare; ``seen`` is empty where a case as a whole is meant."""
+
+    standing: StandingName
+    judge: str
+    kernel: str
+    vendor: str
+    case: str
+    seen: str
+    reason: str
+
+
+@exact
+class AgreementJson(TypedDict):
+    """How the model agrees with everything that vouches for it."""
+
+    rows: list[AgreementRowJson]
+    remarks: list[RemarkJson]

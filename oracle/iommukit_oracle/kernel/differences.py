@@ -1,0 +1,59 @@
+"""Why a real kernel does something else than the model, where the cause is known and none of the model's business.
+
+Each difference is recognised by what was seen, never by a scenario's name.  One that matches none of them is a finding.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from iommukit_oracle.kernel.record import BootRecord, RunRecord
+from iommukit_oracle.known import known_reason
+from iommukit_oracle.observations import Observation
+
+
+class Way(enum.Enum):
+    """The two ways in which the model is held against a real kernel."""
+
+    AS_RUN = "as run"
+    """The machine that was really booted, with its command line."""
+    AS_WRITTEN = "as written"
+    """The scenario as its file says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A difference, and where it was seen."""
+
+    boot: BootRecord
+    run: RunRecord
+    way: Way
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A named difference: its reason, and when it applies."""
+
+    name: str
+    reason: str
+    applies: Callable[[Seen], bool]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+STABLE_BACKPORT = "stable-backport: Debian's 6.1 is of the stable series, whose newer rules the model knows as 6.1.192"
+"""What 6.1 as its file says does otherwise, and its stable variant does alike."""
+
+DIFFERENCES: tuple[Difference, ...] = ()
+
+
+def reason_of(seen: Seen) -> str | None:
+    """Name and reason of the difference that an observation belongs to: of these, or of those of all recordings (``known.py``)."""
+    for difference in DIFFERENCES:
+        if difference.applies(seen):
+            return str(difference)
+    return known_reason(seen.boot.recording(), seen.observation)
