@@ -34,9 +34,9 @@ sub json {
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
-# The name of the error that has just occurred, such as EPERM.
+# The name of the error that has just occurred, such as EPERM; of two names for one number, the one that Linux itself uses.
 sub failure {
-    for my $name ( keys %! ) { return $name if $!{$name} }
+    for my $name ( grep { !/^(?:ENOTSUP|EWOULDBLOCK|EDEADLOCK)$/ } sort keys %! ) { return $name if $!{$name} }
     return 'E' . ( $! + 0 );
 }
 
@@ -49,6 +49,9 @@ sub contents {
 }
 
 sub lines { return split /\n/, contents(@_) // '' }
+
+# A number without its 0x; nothing where the file has gone.
+sub digits { return join( '', lines(@_) ) =~ s/^0x//r }
 
 sub entries {
     my ($path) = @_;
@@ -103,11 +106,12 @@ sub functions {
             my $path = "$PCI/$_";
             {
                 address   => $_,
-                id        => join( ':', map { substr join( '', lines("$path/$_") ), 2 } qw(vendor device) ),
-                class     => substr( join( '', lines("$path/class") ), 2 ),
+                id        => join( ':', map { digits("$path/$_") } qw(vendor device) ),
+                class     => digits("$path/class"),
                 driver    => target("$path/driver"),
                 group     => target("$path/iommu_group"),
                 untrusted => join( '', lines("$path/untrusted") ),
+                removable => join( '', lines("$path/removable") ),
             }
         } entries($PCI)
     ];
@@ -126,10 +130,13 @@ sub units {
     ];
 }
 
-# The kernel's messages since the last call.
+# The kernel's messages since the last call; those that were overwritten meanwhile are passed over (EPIPE).
 sub messages {
     my @found;
-    while ( sysread( $messages, my $record, 8192 ) ) {
+    while (1) {
+        my $got = sysread( $messages, my $record, 8192 );
+        next if !defined $got && $!{EPIPE};
+        last if !$got;
         my ( $head, $line ) = $record =~ /^([^;]*);(.*?)\n/s or next;
         $line =~ s/\\x([0-9a-f]{2})/chr hex $1/ge;
         push @found, $line;
@@ -148,7 +155,10 @@ sub claim {
     my $file;
     sysopen( $file, "/dev/vfio/$group", 2 ) or return 'open group: ' . failure();
     my $new = !$held->{container};
-    if ($new) { sysopen( $held->{container}, '/dev/vfio/vfio', 2 ) or return 'open container: ' . failure() }
+    if ($new) {
+        sysopen( my $container, '/dev/vfio/vfio', 2 ) or return 'open container: ' . failure();
+        $held->{container} = $container;
+    }
     my $number = pack 'i', fileno $held->{container};
     if ( !ioctl( $file, $SET_CONTAINER, $number ) ) {
         my $error = failure();
@@ -202,13 +212,18 @@ sub made {
     return;
 }
 
-# Read a disk from its start.
+# Read a disk from its start, not from what is remembered of it.  A driver may take a while to find it.
 sub disk {
     my ( $device, $bytes ) = @_;
-    my ($name) = grep { target("/sys/class/block/$_") eq $_ && index( readlink("/sys/class/block/$_"), "/$device/" ) >= 0 }
-        entries('/sys/class/block');
+    my $name;
+    for ( 1 .. 100 ) {
+        ($name) = grep { index( readlink("/sys/class/block/$_") // '', "/$device/" ) >= 0 } entries('/sys/class/block');
+        last if defined $name;
+        select( undef, undef, undef, 0.05 );
+    }
     return 'no disk' if !defined $name;
     sysopen( my $file, "/dev/$name", 0 ) or return failure();
+    ioctl( $file, 0x1261, 0 );    # BLKFLSBUF
     my ( $all, $part ) = ( 0, '' );
     while ( $all < $bytes ) {
         my $got = sysread( $file, $part, 65536 );
@@ -272,12 +287,13 @@ for my $each ( [ 'proc', '/proc' ], [ 'sysfs', '/sys' ], [ 'devtmpfs', '/dev' ],
 open( STDIN, '<', '/dev/console' );
 open( STDOUT, '>', '/dev/console' );
 $| = 1;
-if ( ioctl( STDIN, 0x5401, my $terminal = "\0" x 60 ) ) {    # TCGETS: no echo, no added carriage returns
+if ( ioctl( STDIN, 0x5401, my $terminal = "\0" x 60 ) ) {    # TCGETS: no echo, no added carriage returns, lines of any length
     my @flags = unpack 'I4', $terminal;
     $flags[0] &= ~0500;                                      # ICRNL, IGNCR stay off
     $flags[1] &= ~1;
-    $flags[3] &= ~010;
-    substr( $terminal, 0, 16 ) = pack 'I4', @flags;
+    $flags[3] &= ~012;                                       # ECHO, ICANON: a line would end at 4096 characters
+    substr( $terminal, 0,  16 ) = pack 'I4', @flags;
+    substr( $terminal, 22, 2 )  = "\0\1";                    # VTIME, VMIN: what is there is read at once
     ioctl( STDIN, 0x5402, $terminal );
 }
 put( '/proc/sys/kernel/printk', '1' );

@@ -155,18 +155,23 @@ class Guest:
         """The agent's next answer; what the kernel prints before it is kept."""
         while True:
             try:
-                line = self._lines.readline().decode(errors="replace").strip("\r\n")
+                read = self._lines.readline()
             except TimeoutError as error:
                 raise self._lost(f"has not answered for {TIMEOUT:.0f} s") from error
             except OSError as error:
                 raise self._lost("closed its console") from error
-            if not line and not self.process.running:
+            if not read:
                 raise self._lost("has ended")
-            before, mark, answer = line.partition("@{")
+            line = read.decode(errors="replace").strip("\r\n")
+            before, _, answer = line.partition("@{")
+            try:
+                found = json.loads("{" + answer) if answer else None
+            except ValueError:  # a kernel that panics speaks in between
+                before, found = line, None
             if before:
                 self._console.append(before)
-            if mark:
-                return json.loads("{" + answer)
+            if found is not None:
+                return found
 
     def ask(self, command: str, *words: str) -> Any:
         """Have the agent carry out a command, see ``agent.pl``.  Raises ``HardwareLost`` where the guest does not survive it."""
