@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from iommukit.cli import oracle_kernel
+from iommukit.cli import oracle_check, oracle_kernel
 from iommukit.cli.options import (
     KERNEL_HELP,
     Command,
@@ -45,6 +45,7 @@ def command(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+oracle_kernel.command.add_command(oracle_check.command)
 command.add_command(oracle_kernel.command)
 
 

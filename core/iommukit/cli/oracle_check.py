@@ -79,7 +79,7 @@ def command(
     from iommukit.report.agreement import agreement_page
     from iommukit_oracle.guest.kernels import RELEASES
     from iommukit_oracle.kernel.agreement import check
-    from iommukit_oracle.kernel.plan import cases
+    from iommukit_oracle.kernel.cases import cases
     from iommukit_oracle.kernel.store import load_store, shipped_boots
     from iommukit_oracle.kernel.table import RFC, Table
 
@@ -110,8 +110,8 @@ def command(
 def play_all(scenarios: list[Scenario], kernels: list[Kernel], vendors: list[Vendor], find: FindKernel, jobs: int) -> Store:
     """Boot real kernels and let them play all scenarios that apply."""
     from iommukit.cli.output import progress
+    from iommukit_oracle.kernel.cases import cases
     from iommukit_oracle.kernel.executor import play
-    from iommukit_oracle.kernel.plan import cases
     from iommukit_oracle.kernel.store import Store
 
     store = Store()

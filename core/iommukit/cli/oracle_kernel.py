@@ -90,8 +90,8 @@ def run_command(
     from iommukit.report.transcript import short_page, tally, transcript
     from iommukit.scenario.judge import judge
     from iommukit.scenario.result import Outcome
+    from iommukit_oracle.kernel.cases import cases
     from iommukit_oracle.kernel.executor import play
-    from iommukit_oracle.kernel.plan import cases
 
     registry = load_registry(context, vendors)
     find = find_kernel(image, modules)
@@ -158,8 +158,8 @@ def record_command(
     """
     from iommukit.cli.output import progress
     from iommukit_oracle.guest.kernels import RELEASES
+    from iommukit_oracle.kernel.cases import cases
     from iommukit_oracle.kernel.executor import play
-    from iommukit_oracle.kernel.plan import cases
     from iommukit_oracle.kernel.store import write_boots
 
     registry = load_registry(context, vendors)

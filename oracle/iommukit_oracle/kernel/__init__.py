@@ -1,6 +1,7 @@
 """Real Linux kernels as executors of scenarios.
 
-``realise.py`` makes a machine of QEMU from a machine file, ``plan.py`` finds the scenarios that can share a boot, ``session.py`` is a
-booted guest, ``steps.py`` what can be done in it, ``executor.py`` plays a plan; ``record.py`` keeps what came of it as data, and
-``agreement.py`` holds the model against that.
+``cases.py`` lists what there is to play, ``realise.py`` makes a machine of QEMU from a machine file, ``plan.py`` finds the cases
+that can share a boot, ``session.py`` is a booted guest, ``steps.py`` what can be done in it, ``executor.py`` plays a plan.
+``record.py`` keeps what came of it as data, ``store.py`` in files; ``agreement.py`` holds the model against that,
+``differences.py`` names what is known to be otherwise, ``table.py`` makes one table of everything that vouches for the model.
 """

@@ -24,8 +24,8 @@ from iommukit.scenario.judge import judge
 from iommukit.scenario.model import Scenario, Step
 from iommukit.scenario.result import UNDECIDED, Outcome, Result, StepResult
 from iommukit.vendors import VendorRegistry
+from iommukit_oracle.kernel.cases import Case
 from iommukit_oracle.kernel.differences import STABLE_BACKPORT, Seen, Way, reason_of
-from iommukit_oracle.kernel.plan import Case
 from iommukit_oracle.kernel.record import BootRecord, RunRecord, StateRecord, StepRecord
 from iommukit_oracle.kernel.store import Store
 from iommukit_oracle.logs import about_dma, compare_lines, modelled

@@ -14,7 +14,8 @@ from iommukit.scenario.model import Scenario
 from iommukit.scenario.result import UNDECIDED
 from iommukit.vendors import Vendor
 from iommukit_oracle.guest.kernels import GuestKernel, debian_kernel
-from iommukit_oracle.kernel.plan import Boot, Case, make_plan
+from iommukit_oracle.kernel.cases import Case
+from iommukit_oracle.kernel.plan import Boot, make_plan
 from iommukit_oracle.kernel.record import BootRecord, RunRecord, StepRecord
 from iommukit_oracle.kernel.session import Session
 from iommukit_oracle.kernel.steps import Player

@@ -1,0 +1,179 @@
+"""The model agrees with a real boot, and is told apart from one that was tampered with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from iommukit_oracle.kernel.agreement import EXPECTATION, Agreement, Standing, check
+from iommukit_oracle.kernel.differences import STABLE_BACKPORT, Seen, Way, reason_of
+from iommukit_oracle.kernel.record import BootRecord, GroupRecord, RunRecord, StateRecord, StepRecord
+from iommukit_oracle.kernel.store import Store
+from iommukit_oracle.observations import Observation, Verdict
+
+from .conftest import BOUND, LIVE, PLUG, WRITE, case_of, recorded_boot, registry
+
+Change = Callable[[RunRecord], RunRecord]
+
+
+def judged(boot: BootRecord, scenario: str) -> Agreement:
+    store = Store()
+    store.add(boot)
+    (found,) = check([case_of(scenario, boot.kernel, boot.vendor)], store, registry()).agreements
+    return found
+
+
+def changed(boot: BootRecord, scenario: str, change: Change) -> BootRecord:
+    runs = tuple(change(run) if run.scenario == scenario else run for run in boot.runs)
+    return boot.model_copy(update={"runs": runs})
+
+
+def differing(agreement: Agreement) -> set[tuple[str, str, str]]:
+    """Kind, the kernel's and the model's, of every difference."""
+    every = (*agreement.boot, *agreement.observations)
+    return {(seen.kind, seen.expected, seen.got) for seen in every if seen.verdict is Verdict.DIFFERS}
+
+
+def step(number: int, **changes: Any) -> Change:
+    def change(run: RunRecord) -> RunRecord:
+        steps = [each.model_copy(update=changes) if at == number else each for at, each in enumerate(run.steps, start=1)]
+        return run.model_copy(update={"steps": tuple(steps)})
+
+    return change
+
+
+def state(*groups: tuple[str, tuple[str, ...]]) -> StateRecord:
+    made = tuple(GroupRecord(id=number, type=kind, devices=devices) for number, (kind, devices) in enumerate(groups))
+    return StateRecord(groups=made, types={name: group.type for group in made for name in group.devices})
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+@pytest.mark.parametrize("scenario", [LIVE, BOUND, WRITE, PLUG])
+def test_the_model_agrees(scenario: str, kernel: str) -> None:
+    found = judged(recorded_boot(kernel), scenario)
+    assert (found.standing, found.reason, differing(found)) == (Standing.AGREES, "", set())
+    kinds = {seen.kind for seen in found.observations}
+    assert {"type", "group", "regions", "result", "attachments", "default", EXPECTATION} <= kinds
+    assert {"log", "group", "type", "regions", "unbind"} <= {seen.kind for seen in found.boot}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "change", "difference"),
+    [
+        pytest.param(WRITE, step(1, result="EPERM"), ("result", "EPERM", "ok"), id="errno"),
+        pytest.param(WRITE, step(1, state=None), ("type", "DMA", "identity"), id="type"),
+        pytest.param(WRITE, step(1, attaches=7), ("attachments", "7", "1"), id="attachments"),
+        pytest.param(WRITE, step(1, log=("iommu: surprise",)), ("log", '"iommu: surprise"', "nothing"), id="line"),
+        pytest.param(
+            WRITE,
+            lambda run: run.model_copy(update={"boot": state(("DMA", ("nic", "rp1")))}),
+            ("group", "nic, rp1", "nic; rp1"),
+            id="partition",
+        ),
+        pytest.param(
+            WRITE,
+            lambda run: run.model_copy(update={"reserved": {"nic": ("0x0 0x1 msi",)}}),
+            ("regions", "0x0 0x1 msi", "0x00000000fee00000 0x00000000feefffff msi"),
+            id="regions",
+        ),
+        pytest.param(WRITE, lambda run: run.model_copy(update={"default": "LAZY"}), ("default", "LAZY", "STRICT"), id="default"),
+        pytest.param(PLUG, step(2, state=None), ("type", "identity", "absent"), id="still-there"),
+    ],
+)
+def test_what_a_kernel_did_otherwise_differs(
+    scenario: str, change: Change, difference: tuple[str, str, str], boot: BootRecord
+) -> None:
+    found = judged(changed(boot, scenario, change), scenario)
+    assert found.standing is Standing.DIFFERS
+    assert difference in differing(found)
+
+
+def test_a_line_of_boot_that_is_missing_differs(boot: BootRecord) -> None:
+    log = tuple(line for line in boot.log if "invalidation policy" not in line)
+    found = judged(boot.model_copy(update={"log": log}), WRITE)
+    assert found.standing is Standing.DIFFERS
+    assert {kind for kind, kernel, _ in differing(found) if kernel == "nothing"} == {"log"}
+
+
+def test_a_boot_s_own_difference_is_one_of_each_scenario_in_it(boot: BootRecord) -> None:
+    broken = boot.model_copy(update={"log": (*boot.log, "iommu: surprise")})
+    store = Store()
+    store.add(broken)
+    found = check([case_of(name) for name in (LIVE, WRITE)], store, registry())
+    assert [each.standing for each in found.agreements] == [Standing.DIFFERS, Standing.DIFFERS]
+    assert sum(seen.verdict is Verdict.DIFFERS for _, _, seen in found.observations()) == 1
+
+
+def test_another_digest_is_stale(boot: BootRecord) -> None:
+    found = judged(changed(boot, WRITE, lambda run: run.model_copy(update={"digest": "0" * 12})), WRITE)
+    assert (found.standing, found.observations) == (Standing.STALE, [])
+
+
+def test_what_nobody_has_played() -> None:
+    found = check([case_of("sysfs-round-trip")], Store(), registry()).agreements[0]
+    assert (found.standing, found.reason) == (Standing.MISSING, "no real kernel has played it")
+
+
+def test_what_could_not_be_realised(boot: BootRecord) -> None:
+    never = RunRecord(scenario=WRITE, digest=case_of(WRITE).digest, undecided="QEMU has no such bridge")
+    found = judged(boot.model_copy(update={"runs": (never,)}), WRITE)
+    assert (found.standing, found.reason) == (Standing.UNDECIDED, "QEMU has no such bridge")
+
+
+def test_a_step_that_could_not_be_seen(boot: BootRecord) -> None:
+    unseen = changed(boot, BOUND, step(2, result="UNDECIDED", reason="nobody looked", log=()))
+    found = judged(unseen, BOUND)
+    assert (found.standing, found.reason) == (Standing.UNDECIDED, "nobody looked")
+    assert EXPECTATION not in {seen.kind for seen in found.observations}
+
+
+def test_what_follows_a_step_that_was_not_carried_out(boot: BootRecord) -> None:
+    def stop(run: RunRecord) -> RunRecord:
+        steps = (StepRecord(op="bind", result="UNDECIDED", reason="no such driver"), *run.steps[1:])
+        return run.model_copy(update={"steps": steps, "known_steps": 0})
+
+    found = judged(changed(boot, BOUND, stop), BOUND)
+    assert (found.standing, found.reason) == (Standing.UNDECIDED, "no such driver")
+    assert [seen.verdict for seen in found.observations if seen.kind == "result"] == [Verdict.UNDECIDED] * 2
+
+
+def test_a_line_that_printk_may_have_left_out() -> None:
+    boot = recorded_boot("6.1")
+    silent = changed(boot, BOUND, step(2, log=()))
+    assert differing(judged(silent, BOUND)) >= {("log", "nothing", '"iommu: Device is still bound to driver"')}
+    run = next(run for run in boot.runs if run.scenario == BOUND)
+    line = run.steps[1].log[0]
+    chatty = changed(silent, WRITE, step(1, log=(line,) * 10))
+    undecided = [seen for seen in judged(chatty, BOUND).observations if seen.kind == "log"]
+    assert [(seen.verdict, seen.reason) for seen in undecided] == [
+        (Verdict.UNDECIDED, "printk leaves lines out that come too often")
+    ]
+
+
+# ---- differences with a name -----------------------------------------------------------------------------------------
+
+
+def seen(boot: BootRecord, kind: str, expected: str, got: str, way: Way = Way.AS_WRITTEN) -> Seen:
+    return Seen(boot, boot.runs[0], way, Observation(kind, "somewhere", expected, got, Verdict.DIFFERS))
+
+
+def test_an_unfinished_line_has_a_name(boot: BootRecord) -> None:
+    line = '"iommu: Failed to allocate default IOMMU domain of type 4 for group (null) - Falling back to IOMMU_DOMAIN_DMA"'
+    assert str(reason_of(seen(boot, "log", "nothing", line))).startswith("unfinished-line: ")
+    assert reason_of(seen(boot, "log", line, "nothing")) is None
+
+
+def test_debian_s_integrated_graphics_has_a_name(boot: BootRecord) -> None:
+    with_option = boot.model_copy(update={"cmdline": "intel_iommu=intgpu_off"})
+    assert str(reason_of(seen(with_option, "type", "identity", "DMA"))).startswith("debian-integrated-graphics: ")
+    assert reason_of(seen(boot, "type", "identity", "DMA")) is None
+
+
+def test_a_stable_backport_has_a_name() -> None:
+    assert STABLE_BACKPORT.startswith("stable-backport: ")
+
+
+def test_a_bare_difference_has_none(boot: BootRecord) -> None:
+    assert reason_of(seen(boot, "type", "DMA", "DMA-FQ")) is None
