@@ -13,6 +13,7 @@ import re
 import shutil
 import struct
 import subprocess
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class GuestKernel:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Where Debian has a kernel: suites in the order in which they are asked, and a pattern of the package's name before ``-ARCH``."""
+    """Where Debian has a kernel: suites in the order in which they are asked, a pattern of the package's name before ``-ARCH``."""
 
     suites: Sequence[str]
     pattern: str
@@ -121,6 +122,14 @@ _PVH_NOTE = 18
 """``XEN_ELFNOTE_PHYS32_ENTRY``: where a kernel can be entered without its boot code."""
 
 
+def _xz(data: bytes) -> bytes:
+    stream = lzma.LZMADecompressor()
+    unpacked = stream.decompress(data)
+    if not stream.eof:
+        raise EOFError("the stream ends too early")
+    return unpacked
+
+
 def _zstd(data: bytes) -> bytes:
     if shutil.which("zstd") is None:
         raise ValueError("zstd is not installed")
@@ -129,10 +138,12 @@ def _zstd(data: bytes) -> bytes:
 
 
 _UNPACK: Mapping[bytes, Callable[[bytes], bytes]] = {
-    b"\xfd7zXZ\0": lambda data: lzma.LZMADecompressor().decompress(data),
+    b"\xfd7zXZ\0": _xz,
     b"\x28\xb5\x2f\xfd": _zstd,
     b"\x1f\x8b": gzip.decompress,
 }
+_BROKEN = (ValueError, OSError, EOFError, lzma.LZMAError, zlib.error, struct.error, subprocess.CalledProcessError)
+"""What unpacking and reading a broken image raise."""
 
 
 def direct_image(image: Path, folder: Path | None = None) -> Path:
@@ -145,8 +156,11 @@ def direct_image(image: Path, folder: Path | None = None) -> Path:
         return image
     target = (folder or cache_folder()) / "images" / hashlib.sha256(data).hexdigest()
     if not target.exists():
-        kernel = _payload(data)
-        if kernel is None or not _has_direct_entry(kernel):
+        try:
+            kernel = _payload(data)
+            if not _has_direct_entry(kernel):
+                return image
+        except _BROKEN:
             return image
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{id(data):x}.partial")
@@ -155,18 +169,15 @@ def direct_image(image: Path, folder: Path | None = None) -> Path:
     return target
 
 
-def _payload(data: bytes) -> bytes | None:
-    """What a bzImage unpacks."""
+def _payload(data: bytes) -> bytes:
+    """What a bzImage unpacks; nothing where that is packed in another way."""
     start, length = struct.unpack_from("<II", data, _PAYLOAD)
     start += ((data[_SETUP_SECTORS] or 4) + 1) * 512
     packed = data[start : start + length]
     for magic, unpack in _UNPACK.items():
         if packed.startswith(magic):
-            try:
-                return unpack(packed)
-            except (ValueError, OSError, EOFError, lzma.LZMAError, subprocess.CalledProcessError):
-                return None
-    return None
+            return unpack(packed)
+    return b""
 
 
 def _has_direct_entry(kernel: bytes) -> bool:
