@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from iommukit_oracle.kernel.agreement import EXPECTATION, Agreement, Standing, check
+from iommukit.kernel.profiles import get_kernel
+from iommukit.scenario.executor import execute
+from iommukit_oracle.kernel.agreement import EXPECTATION, Agreement, Standing, as_written, check
+from iommukit_oracle.kernel.cases import Case, cases
 from iommukit_oracle.kernel.differences import STABLE_BACKPORT, Seen, Way, reason_of
 from iommukit_oracle.kernel.record import BootRecord, GroupRecord, RunRecord, StateRecord, StepRecord
 from iommukit_oracle.kernel.store import Store
 from iommukit_oracle.observations import Observation, Verdict
 
-from .conftest import BOUND, LIVE, PLUG, WRITE, case_of, recorded_boot, registry
+from .conftest import BOUND, LIVE, PLUG, WRITE, case_of, recorded_boot, registry, stand_in, suite
 
 Change = Callable[[RunRecord], RunRecord]
 
@@ -171,8 +174,38 @@ def test_debian_s_integrated_graphics_has_a_name(boot: BootRecord) -> None:
     assert reason_of(seen(boot, "type", "identity", "DMA")) is None
 
 
+def lines_of(case: Case, kernel: str) -> tuple[str, ...]:
+    result = execute(case.scenario, get_kernel(kernel), case.vendor, registry())
+    assert result.boot is not None
+    return result.boot.log
+
+
+def written(case: Case, kernel: str) -> list[Observation]:
+    """What a kernel is seen to do as written that does as a profile does."""
+    run = stand_in(case, kernel)
+    boot = BootRecord(kernel=case.kernel.name, vendor=case.vendor.name, uname="a kernel", log=lines_of(case, kernel), runs=(run,))
+    return as_written(boot, run, case, registry())
+
+
 def test_a_stable_backport_has_a_name() -> None:
-    assert STABLE_BACKPORT.startswith("stable-backport: ")
+    case = case_of("trust-discrete-controller", "6.1")
+    known = [seen for seen in written(case, "6.1.192") if seen.verdict is not Verdict.AGREES]
+    assert known
+    assert {(seen.verdict, seen.reason) for seen in known} == {(Verdict.KNOWN, STABLE_BACKPORT)}
+    assert {seen.verdict for seen in written(case_of("trust-discrete-controller", "6.12"), "6.1")} >= {Verdict.DIFFERS}
+
+
+def test_what_an_expectation_lacks_for_a_named_reason_has_that_name() -> None:
+    seen = written(case_of("trust-inherited-downstream", "6.1"), "6.1.192")
+    assert [(each.verdict, each.reason) for each in seen if each.kind == EXPECTATION] == [(Verdict.KNOWN, STABLE_BACKPORT)]
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12", "7.2"])
+def test_a_kernel_that_is_as_the_model_agrees_with_it(kernel: str) -> None:
+    found = cases(list(suite().values()), [get_kernel(kernel)], list(registry()))
+    every = [case for case in found if execute(case.scenario, case.kernel, case.vendor, registry()).boot is not None]
+    assert [str(seen) for case in every for seen in written(case, kernel) if seen.verdict is Verdict.DIFFERS] == []
+    assert len(every) > 800
 
 
 def test_a_bare_difference_has_none(boot: BootRecord) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 
 from iommukit.cli.main import cli
+from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.profiles import get_kernel
 from iommukit.report.agreement import STANDINGS, AgreementReport, Remark, Row, agreement_page
 from iommukit.report.schemas import schema
+from iommukit.scenario.load import shipped_scenarios
+from iommukit.scenario.model import Scenario
+from iommukit.vendors import Vendor
 from iommukit_oracle.kernel.agreement import Check, Standing, check
 from iommukit_oracle.kernel.cases import cases
 from iommukit_oracle.kernel.record import BootRecord
@@ -89,6 +96,24 @@ def test_scenarios_of_one_s_own(recordings: Path, tmp_path: Path) -> None:
     answer = run("--recordings", str(recordings), *ONE, "--scenario", str(tmp_path / "own.yaml"), "--json")
     (row,) = json.loads(answer.stdout)["rows"]
     assert row["cases"] == {**dict.fromkeys(STANDINGS, 0), "stale": 1}
+
+
+def test_live_plays_now(boot: BootRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def play(scenarios: list[Scenario], kernels: list[Kernel], vendors: list[Vendor], **more: object) -> Iterator[BootRecord]:
+        asked.append(([scenario.scenario for scenario in scenarios], kernels[0].name, vendors[0].name, more["jobs"]))
+        yield boot
+
+    monkeypatch.setitem(sys.modules, "iommukit_oracle.kernel.executor", SimpleNamespace(play=play))
+    (file,) = (path for path in shipped_scenarios().glob("*.yaml") if f"scenario: {WRITE}\n" in path.read_text())
+    text = next(part for part in file.read_text().split("\n---\n") if f"scenario: {WRITE}\n" in part)
+    (tmp_path / "own.yaml").write_text(text)
+    answer = run("--live", *ONE, "--scenario", str(tmp_path / "own.yaml"), "--jobs", "1", "--json")
+    assert answer.exit_code == 0, answer.output
+    (row,) = json.loads(answer.stdout)["rows"]
+    assert (row["judge"], row["cases"]["agrees"], sum(row["cases"].values())) == (PLAYED, 1, 1)
+    assert asked == [([WRITE], "6.12", "intel_vtd", 1)]
 
 
 @pytest.mark.parametrize(
