@@ -151,6 +151,11 @@ class _Comparison:
                 seen = changed(seen, verdict=Verdict.KNOWN, reason=reason)
         self.observations.append(seen)
 
+    def default(self, where: str, expected: str, got: str) -> None:
+        """The system's default policy, where the kernel has shown it."""
+        unseen = "" if expected else "neither lines nor bystanders tell the default"
+        self.compare("default", where, expected or "some default", got, undecided=unseen)
+
     def types(self, where: str, expected: Mapping[str, str], got: Mapping[str, str]) -> None:
         """The type of each device's group; a device that is not there has none."""
         for name in self.run.names:
@@ -222,6 +227,7 @@ def _compare_as_run(comparison: _Comparison, session: Session, steps: Sequence[S
 
     assert run.boot is not None
     state = run.boot
+    comparison.default("boot", run.default, session.run.system.boot.default.policy().name)
     look("boot", state)
     for name, lines in run.reserved.items():
         if session.present(run.names[name]):
@@ -297,8 +303,7 @@ def _compare_as_written(
     comparison = _Comparison(boot, run, Way.AS_WRITTEN)
     model, real = execute(scenario, kernel, case.vendor, registry), boot.result(run)
     assert model.boot is not None and real.boot is not None
-    unseen = "" if real.boot.default else "neither lines nor bystanders tell it"
-    comparison.compare("default", "boot", real.boot.default or "some default", model.boot.default, undecided=unseen)
+    comparison.default("boot", real.boot.default, model.boot.default)
     comparison.types("boot", real.boot.types, model.boot.types)
     comparison.compare("group", "boot", _sharing(run, real.boot.members), _sharing(run, model.boot.members))
     played = real.steps[: run.known_steps]
