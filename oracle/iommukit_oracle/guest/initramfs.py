@@ -1,4 +1,4 @@
-"""What a guest's kernel unpacks into its first file system: an archive (cpio, newc), and kernel modules in the order of their needs."""
+"""What a guest's kernel unpacks into its first file system: an archive (cpio, newc), and modules in the order of their needs."""
 
 from __future__ import annotations
 
