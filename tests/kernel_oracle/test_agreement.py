@@ -9,12 +9,13 @@ import pytest
 
 from iommukit.kernel.profiles import get_kernel
 from iommukit.scenario.executor import execute
-from iommukit_oracle.kernel.agreement import EXPECTATION, Agreement, Standing, as_written, check
+from iommukit_oracle.kernel.agreement import EXPECTATION, NOT_AS_WRITTEN, Agreement, Standing, as_written, check
 from iommukit_oracle.kernel.cases import Case, cases
 from iommukit_oracle.kernel.differences import STABLE_BACKPORT, Seen, Way, reason_of
 from iommukit_oracle.kernel.record import BootRecord, GroupRecord, RunRecord, StateRecord, StepRecord
 from iommukit_oracle.kernel.store import Store
 from iommukit_oracle.observations import Observation, Verdict
+from iommukit_oracle.recording import GroupEntry
 
 from .conftest import BOUND, LIVE, PLUG, WRITE, case_of, recorded_boot, registry, stand_in, suite
 
@@ -130,6 +131,24 @@ def test_a_step_that_could_not_be_seen(boot: BootRecord) -> None:
     found = judged(unseen, BOUND)
     assert (found.standing, found.reason) == (Standing.UNDECIDED, "nobody looked")
     assert EXPECTATION not in {seen.kind for seen in found.observations}
+
+
+def test_a_machine_that_groups_its_devices_otherwise(boot: BootRecord) -> None:
+    """QEMU's port without access control: port and card share a group, and the model agrees as run."""
+    case = case_of(WRITE)
+    shared = state(("DMA", ("nic", "rp1")))
+    run = next(run for run in boot.runs if run.scenario == WRITE)
+    steps = (StepRecord(op="write", result="ok", attaches=2, state=state(("identity", ("nic", "rp1")))),)
+    run = run.model_copy(update={"boot": shared, "reserved": {}, "steps": steps})
+    merged = GroupEntry(id=1, type="DMA", devices=("0000:00:06.0", "0000:01:00.0"), reserved=boot.groups[1].reserved)
+    groups = (boot.groups[0], merged, boot.groups[2])
+    log = tuple(line.replace("0000:01:00.0: Adding to iommu group 3", "0000:01:00.0: Adding to iommu group 1") for line in boot.log)
+    arguments = boot.qemu_args.replace("pcie-root-port,", "pcie-root-port,disable-acs=on,")
+    made = boot.model_copy(update={"runs": (run,), "groups": groups, "log": log, "qemu_args": arguments})
+    found = judged(made, WRITE)
+    assert differing(found) == set()
+    assert (found.standing, found.reason) == (Standing.UNDECIDED, NOT_AS_WRITTEN)
+    assert case.digest == run.digest
 
 
 def test_what_follows_a_step_that_was_not_carried_out(boot: BootRecord) -> None:

@@ -119,11 +119,11 @@ def _agreement(
     if id(boot) not in seen_boots:
         seen_boots[id(boot)] = at_boot
         found.boots.setdefault((boot.kernel, boot.vendor), []).append(at_boot)
-    observations += as_written(boot, run, case, registry)
+    observations += _of_such_a_machine(observations, as_written(boot, run, case, registry))
     shared = seen_boots[id(boot)]
     verdicts = {seen.verdict for seen in (*shared, *observations)}
     standing = next((standing for verdict, standing in _STANDINGS if verdict in verdicts), Standing.AGREES)
-    unseen = [seen.reason for seen in observations if seen.verdict is Verdict.UNDECIDED and seen.kind == "result"]
+    unseen = [seen.reason for seen in observations if seen.verdict is Verdict.UNDECIDED and seen.kind in ("result", "group")]
     if standing is Standing.AGREES and unseen:
         return of_case(Standing.UNDECIDED, unseen[0], shared, observations)
     return of_case(standing, "", shared, observations)
@@ -131,6 +131,17 @@ def _agreement(
 
 _STANDINGS = ((Verdict.DIFFERS, Standing.DIFFERS), (Verdict.KNOWN, Standing.KNOWN))
 """The first verdict that occurs decides."""
+
+
+NOT_AS_WRITTEN = "QEMU's machine is not as written: its devices share groups otherwise, and the model says so of that machine too"
+
+
+def _of_such_a_machine(run: Sequence[Observation], written: list[Observation]) -> list[Observation]:
+    """What is seen as written, where the machine that was booted is such a one at all: where its groups are others, that is all."""
+    made, wanted = (next(seen for seen in some if seen.kind == "group") for some in (run, written))
+    if made.verdict is Verdict.AGREES and wanted.verdict is Verdict.DIFFERS:
+        return [changed(wanted, verdict=Verdict.UNDECIDED, reason=NOT_AS_WRITTEN)]
+    return written
 
 
 class _Comparison:
