@@ -76,7 +76,7 @@ def test_the_page(recordings: Path) -> None:
     assert lines[0].split()[:4] == ["judge", "kernel", "vendor", "cases"]
     assert lines[1].startswith("scenarios on a real kernel  6.12")
     assert any("no real kernel has played it  (6.12)" in line for line in lines)
-    assert lines[-1].endswith("observations agree, and every difference has a name")
+    assert lines[-1].endswith(" observations agree, and every difference has a name")
 
 
 def test_a_difference_is_told_in_words_and_is_no_success(wrong: Path) -> None:
@@ -141,6 +141,10 @@ def test_full_names_every_case() -> None:
     assert "case-8" not in short
     assert "case-8" in full
     assert not report.bad
+
+
+def test_what_did_not_run_is_not_green() -> None:
+    assert agreement_page(AgreementReport()).lines()[-1] == "nothing has been compared"
 
 
 # ---- what is shipped -------------------------------------------------------------------------------------------------

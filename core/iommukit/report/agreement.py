@@ -166,17 +166,22 @@ def _reasons(page: Page, remarks: Sequence[Remark], *, full: bool) -> None:
     for reason, alike in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
         kernels = listed(dict.fromkeys(remark.kernel for remark in alike))
         page.line(Span(f"{len(alike):>5}  "), Span(reason), Span(f"  ({kernels})", "dim"), indent=1)
-        told = dict.fromkeys(remark.seen or remark.case for remark in alike) if full else dict.fromkeys(r.case for r in alike)
         if full:
-            for text in told:
-                page.line(Span(text, "dim"), indent=10)
+            for remark in alike:
+                case = f"{remark.case} ({remark.kernel}, {remark.vendor})"
+                page.line(Span(remark.seen or case, "dim"), indent=10)
         else:
-            page.line(Span(listed(told, most=FEW), "dim"), indent=10)
+            page.line(Span(listed(dict.fromkeys(remark.case for remark in alike), most=FEW), "dim"), indent=10)
 
 
 def _verdict(report: AgreementReport) -> list[Span]:
     observations = report.observations
-    spans = [Span(f"{observations['agrees']} of {sum(observations.values())} observations agree")]
+    total = sum(observations.values())
+    if not total:
+        return [Span("nothing has been compared", "warn")]
+    spans = [Span(f"{observations['agrees']} of {counted(total, 'observation')} agree, ")]
     if report.bad:
-        return [*spans, Span(", "), Span(f"{counted(observations['differs'], 'difference')} without a name", "bad")]
-    return [*spans, Span(", and every difference has a name")]
+        return [*spans, Span(f"{counted(observations['differs'], 'difference')} without a name", "bad")]
+    if observations["explained"]:
+        return [*spans, Span("and every difference has a name")]
+    return [*spans, Span("and none differs")]
