@@ -181,7 +181,10 @@ def _verdict(report: AgreementReport) -> list[Span]:
         return [Span("nothing has been compared", "warn")]
     spans = [Span(f"{observations['agrees']} of {counted(total, 'observation')} agree, ")]
     if report.bad:
-        return [*spans, Span(f"{counted(observations['differs'], 'difference')} without a name", "bad")]
-    if observations["explained"]:
-        return [*spans, Span("and every difference has a name")]
-    return [*spans, Span("and none differs")]
+        spans.append(Span(f"{counted(observations['differs'], 'difference')} without a name", "bad"))
+    else:
+        spans.append(Span("and every difference has a name" if observations["explained"] else "and none differs"))
+    unseen = sum(row.standings["stale"] + row.standings["missing"] for row in report.rows)
+    if unseen:
+        spans.append(Span(f"; {counted(unseen, 'case')} stale or not recorded", "warn"))
+    return spans
