@@ -26,8 +26,6 @@ def test_what_is_decoded_is_what_the_kernel_mapped(name: str, tmp_path: Path) ->
         if "CI" in os.environ:
             raise
         pytest.skip(f"no guest can be booted here: {error}")
-    assert "@FAILED" not in guest.console
-    assert "@LEASE|eth0" in guest.console
     assert len(guest.mapped) > 200
     words = ["walk", str(guest.dump), "--vendor", guest.vendor]
     words += [word for register, value in guest.roots.items() for word in ("--root", f"{register}={value:#x}")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,57 +16,17 @@ from typing import Any
 
 from iommukit.errors import InputError
 from iommukit_oracle.guest.boot import MACHINES, Guest
-from iommukit_oracle.guest.initramfs import Modules, initramfs
-from iommukit_oracle.guest.packages import busybox, debian_kernel
+from iommukit_oracle.guest.kernels import debian_kernel
+from iommukit_oracle.guest.tracing import MAPS, TraceLine, numbers, quiet_trace, trace_words
+from iommukit_oracle.guest.userland import initrd
 
 PAGE = 4096
 NIC = "00:04.0"
 """The PCI address of the card."""
-READY = "@READY"
-"""What the guest prints when the trace is complete and nothing moves any more."""
-
-CMDLINE = "trace_event=iommu:map,iommu:unmap trace_buf_size=4M trace_clock=global ipv6.disable=1"
-"""A kernel that finds its clock unstable, as on a busy host, changes to this clock by itself and forgets the trace so far."""
-DEVICES = ("e1000e,addr=4,netdev=net,mac=52:54:00:00:00:01",)
+DEVICES = ("e1000e,addr=4,netdev=net,mac=52:54:00:00:00:01,romfile=",)
 NETWORK = ("-netdev", "user,id=net,restrict=on")
-
-INIT = r"""#!/bin/sh
-export PATH=/bin
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-mount -t tracefs tracefs /sys/kernel/tracing
-exec </dev/console >/dev/console 2>&1
-stty -echo -onlcr
-echo 1 > /proc/sys/kernel/printk
-read version < /proc/version
-echo "@KERNEL|$version"
-while read name; do insmod /mods/$name.ko || echo "@FAILED|insmod $name"; done < /mods/order
-for card in /sys/class/net/*; do
-    [ -e $card/device ] || continue
-    ip link set ${card##*/} up
-    waited=0
-    while [ "`cat $card/operstate`" != up ] && [ $waited -lt 100 ]; do sleep 0.1; waited=$((waited + 1)); done
-    udhcpc -i ${card##*/} -n -q -t 5 -T 2 -s /bin/true > /dev/null 2>&1 && echo "@LEASE|${card##*/}"
-done
-for group in /sys/kernel/iommu_groups/*; do
-    read type < $group/type
-    echo "@GROUP|${group##*/}|$type|`ls $group/devices | tr '\n' ' '`"
-done
-trace=/sys/kernel/tracing
-moves() { grep -hE '^(entries|overrun)' $trace/per_cpu/cpu0/stats | tr '\n' ' '; }
-while true; do
-    before=`moves`
-    echo "@TRACE|$before"
-    sed -nE 's/^.*: (map|unmap): IOMMU: (.*)$/@\1|\2/p' $trace/trace
-    sleep 0.2
-    [ "`moves`" = "$before" ] && break
-done
-echo @READY
-sleep 600
-poweroff -f
-"""
+PATIENCE = 20
+"""Seconds for an answer from the network; it takes 2 to 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,34 +59,22 @@ class MappedGuest:
     kernel: str
     roots: dict[str, int]
     mapped: Counter[tuple[int, int]]
-    console: str
 
 
-def live_pages(console: str) -> Counter[tuple[int, int]]:
-    """The pages that were mapped and not unmapped again, by the last complete trace on a console.
-
-    Raises ``InputError`` where the trace lost events, and for an unmap of what nobody mapped.
-    """
-    last = console.rpartition("@TRACE|")[2]
-    counts = dict(re.findall(r"(entries|overrun): (\d+)", last.partition("\n")[0]))
-    if counts.get("overrun") != "0":
-        raise InputError(f"the trace is not complete: {counts}")
+def live_pages(trace: Iterable[TraceLine]) -> Counter[tuple[int, int]]:
+    """The pages that were mapped and not unmapped again.  Raises ``InputError`` for an unmap of what nobody mapped."""
     mapped: dict[int, list[int]] = {}
-    events = 0
-    for kind, text in re.findall(r"^@(map|unmap)\|(.*)$", last, re.MULTILINE):
-        events += 1
-        numbers = {name: int(value, 0) for name, value in re.findall(r"(\w+)=(0x[0-9a-f]+|\d+)", text)}
-        size = numbers["size"] if kind == "map" else numbers["unmapped_size"]
-        for offset in range(0, size, PAGE):
-            pages = mapped.setdefault(numbers["iova"] + offset, [])
-            if kind == "map":
-                pages.append(numbers["paddr"] + offset)
+    for event in trace:
+        values = numbers(event.text)
+        size = values["size"] if event.kind == "map" else values["unmapped_size"]
+        for iova in range(values["iova"], values["iova"] + size, PAGE):
+            pages = mapped.setdefault(iova, [])
+            if event.kind == "map":
+                pages.append(values["paddr"] + iova - values["iova"])
             elif len(pages) != 1:
-                raise InputError(f"an unmap of {numbers['iova'] + offset:#x}, which is mapped {len(pages)} times")
+                raise InputError(f"an unmap of {iova:#x}, which is mapped {len(pages)} times")
             else:
                 pages.pop()
-    if str(events) != counts.get("entries"):
-        raise InputError(f"{events} events were printed of {counts}")
     return Counter((iova, physical) for iova, found in mapped.items() for physical in found)
 
 
@@ -147,25 +95,29 @@ def decoded_pages(walk: Mapping[str, Any]) -> Counter[tuple[int, int]]:
 
 
 @contextmanager
-def network_guest(case: Case, suite: str = "bookworm") -> Iterator[Guest]:
-    """Boot a guest whose card is up and quiet; its console has said ``READY``."""
+def network_guest(case: Case, kernel: str = "6.1") -> Iterator[Guest]:
+    """Boot a guest whose card is up and has been answered.  Raises ``InputError`` where it is not."""
     machine = MACHINES[case.machine]
-    archive = machine.archive(suite)
-    kernel = debian_kernel(archive)
-    start = initramfs(busybox(archive).read_bytes(), INIT, Modules(kernel.modules).in_order(["e1000e"]))
-    words = f"{CMDLINE} {case.cmdline}".strip()
-    with Guest(machine, kernel.image, start, words, options=case.options, devices=DEVICES, extra=NETWORK) as guest:
-        guest.wait_for(READY)
+    booted = debian_kernel(kernel, machine.debian)
+    start = initrd(booted, machine.debian, ["e1000e"])
+    words = f"{trace_words(MAPS)} ipv6.disable=1 {case.cmdline}".strip()
+    with Guest(machine, booted.image, start, words, options=case.options, devices=DEVICES, extra=NETWORK) as guest:
+        inserted = guest.ask("insert", *guest.ask("read", "/mods/order"))
+        if failed := {name: said for name, said in inserted.items() if said != "ok"}:
+            raise InputError(f"the guest could not load {failed}")
+        answer = guest.ask("network", f"0000:{NIC}", str(PATIENCE))
+        if answer != "ok":
+            raise InputError(f"the guest's card does not work: {answer}")
         yield guest
 
 
-def mapped_guest(folder: Path, case: Case, suite: str = "bookworm") -> MappedGuest:
+def mapped_guest(folder: Path, case: Case, kernel: str = "6.1") -> MappedGuest:
     """Boot a guest, stop it, and keep its memory in ``folder``, which takes as many bytes as it has."""
-    with network_guest(case, suite) as guest:
+    with network_guest(case, kernel) as guest:
+        mapped = live_pages(quiet_trace(guest))
+        release = re.search(r"Linux version (\S+).*Debian (\S+)", guest.ask("hello")["release"])
         guest.stop()
-        console = guest.console()
         dump = folder / "guest.elf"
         guest.dump(dump)
-        release = re.search(r"@KERNEL\|Linux version (\S+).*Debian (\S+)", console)
-        kernel = f"Debian {release[2]} ({release[1]})" if release else ""
-        return MappedGuest(dump, guest.machine.vendor, kernel, guest.roots(), live_pages(console), console)
+        said = f"Debian {release[2]} ({release[1]})" if release else ""
+        return MappedGuest(dump, guest.machine.vendor, said, guest.roots(), mapped)
