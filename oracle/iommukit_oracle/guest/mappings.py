@@ -17,7 +17,7 @@ from typing import Any
 from iommukit.errors import InputError
 from iommukit_oracle.guest.boot import MACHINES, Guest
 from iommukit_oracle.guest.kernels import debian_kernel
-from iommukit_oracle.guest.tracing import MAPS, TraceLine, numbers, quiet_trace, trace_words
+from iommukit_oracle.guest.tracing import CMDLINE, Event, quiet_trace
 from iommukit_oracle.guest.userland import initrd
 
 PAGE = 4096
@@ -61,16 +61,21 @@ class MappedGuest:
     mapped: Counter[tuple[int, int]]
 
 
-def live_pages(trace: Iterable[TraceLine]) -> Counter[tuple[int, int]]:
+SIZES: Mapping[str, str] = {"map": "size", "unmap": "unmapped_size"}
+"""The events that change what is mapped, and their field with the bytes."""
+
+
+def live_pages(trace: Iterable[Event]) -> Counter[tuple[int, int]]:
     """The pages that were mapped and not unmapped again.  Raises ``InputError`` for an unmap of what nobody mapped."""
     mapped: dict[int, list[int]] = {}
     for event in trace:
-        values = numbers(event.text)
-        size = values["size"] if event.kind == "map" else values["unmapped_size"]
-        for iova in range(values["iova"], values["iova"] + size, PAGE):
+        if event.name not in SIZES:
+            continue
+        start = event.number("iova")
+        for iova in range(start, start + event.number(SIZES[event.name]), PAGE):
             pages = mapped.setdefault(iova, [])
-            if event.kind == "map":
-                pages.append(values["paddr"] + iova - values["iova"])
+            if event.name == "map":
+                pages.append(event.number("paddr") + iova - start)
             elif len(pages) != 1:
                 raise InputError(f"an unmap of {iova:#x}, which is mapped {len(pages)} times")
             else:
@@ -100,7 +105,7 @@ def network_guest(case: Case, kernel: str = "6.1") -> Iterator[Guest]:
     machine = MACHINES[case.machine]
     booted = debian_kernel(kernel, machine.debian)
     start = initrd(booted, machine.debian, ["e1000e"])
-    words = f"{trace_words(MAPS)} ipv6.disable=1 {case.cmdline}".strip()
+    words = f"{CMDLINE} ipv6.disable=1 {case.cmdline}".strip()
     with Guest(machine, booted.image, start, words, options=case.options, devices=DEVICES, extra=NETWORK) as guest:
         inserted = guest.ask("insert", *guest.ask("read", "/mods/order"))
         if failed := {name: said for name, said in inserted.items() if said != "ok"}:

@@ -40,7 +40,7 @@ class Event:
 
 
 _LINE = re.compile(r"\[\d{3,}\].*? (\d+)\.(\d{6}): (\w+): IOMMU: ?(.*)$")
-_FIELD = re.compile(r"([\w ]+?)=(\S+)")
+_FIELD = re.compile(r"(\w+)=(\S+)")
 _COUNTS = re.compile(r"# entries-in-buffer/entries-written: (\d+)/(\d+) ")
 
 
