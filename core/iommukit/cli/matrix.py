@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
 import click
 
 from iommukit.cli.options import (
@@ -15,6 +18,10 @@ from iommukit.cli.options import (
     scenario_option,
     vendor_option,
 )
+
+if TYPE_CHECKING:
+    from iommukit.report.vouchers import Evidence
+    from iommukit.vendors import Vendor
 
 
 @click.command(
@@ -45,8 +52,9 @@ def command(
     """What each kernel does with each scenario on each vendor.
 
     Every combination runs once on the model.  The table has one line for all vendors and kernels that do the same; in its column
-    "differs", k says that kernels differ and v that vendors do.  With a file, only the summary is printed.  Exit code 1 if any
-    case is a FAIL.
+    "differs", k says that kernels differ and v that vendors do.  Below it is counted what vouches for the answers: a real kernel
+    that was recorded, QEMU's hardware, or facts alone; JSON and HTML say so of each case.  With a file, only the summary is
+    printed.  Exit code 1 if any case is a FAIL.
     """
     from iommukit.cli.output import json_text, progress, show, write
     from iommukit.report.matrix import build_matrix, matrix_page, summary_page
@@ -57,7 +65,7 @@ def command(
     columns, makers = chosen_kernels(kernels), chosen_vendors(registry, vendors)
     rows = chosen_scenarios(scenarios)
     with progress(len(rows) * len(columns) * len(makers), "matrix") as tick:
-        matrix = build_matrix(rows, columns, makers, registry, tick=tick)
+        matrix = build_matrix(rows, columns, makers, registry, evidence=_evidence(makers), tick=tick)
     if json_file is not None:
         write(json_file, json_text(matrix.to_json()))
     if html_file is not None:
@@ -74,3 +82,12 @@ def command(
             page.line(f"written: {', '.join(name for name in (json_file, html_file) if name)}")
         show(page)
     return int(matrix.failed)
+
+
+def _evidence(vendors: list[Vendor]) -> Evidence | None:
+    """What vouches for the model; ``None`` where no oracle is installed to say so."""
+    if find_spec("iommukit_oracle") is None or find_spec("iommukit_conformance") is None:
+        return None
+    from iommukit_oracle.kernel.evidence import evidence
+
+    return evidence(vendors)

@@ -160,6 +160,7 @@ def record_command(
     from iommukit_oracle.guest.kernels import RELEASES
     from iommukit_oracle.kernel.cases import cases
     from iommukit_oracle.kernel.executor import play
+    from iommukit_oracle.kernel.index import write_index
     from iommukit_oracle.kernel.store import write_boots
 
     registry = load_registry(context, vendors)
@@ -179,6 +180,7 @@ def record_command(
             undecided = sum(bool(run.undecided) for boot in boots for run in boot.runs)
             real = sum(bool(boot.uname) for boot in boots)
             click.echo(f"{path}: {real} boots, {total - undecided} scenarios played, {undecided} cannot be")
+    click.echo(f"{write_index(folder, wanted, registry)}: what the model agrees with, for iommukit matrix")
     return 0
 
 

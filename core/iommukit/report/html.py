@@ -12,6 +12,7 @@ from iommukit import __version__
 from iommukit.kernel.profiles import PROFILES, STABLE
 from iommukit.report.matrix import Cell, Matrix, Row
 from iommukit.report.page import visible
+from iommukit.report.vouchers import MEANING, Voucher
 from iommukit.scenario.result import Outcome
 
 TEMPLATE = "matrix.html.jinja"
@@ -41,6 +42,7 @@ class Chip:
     outcome: str
     text: str
     hint: str
+    vouched: str
     other: bool
 
 
@@ -63,10 +65,21 @@ def chips(row: Row, kernel: str, first: str) -> list[Chip]:
                 outcome=outcome.value,
                 text=visible(text),
                 hint=visible("; ".join(hint for hint in hints if hint)),
+                vouched=visible(_vouched(cells)),
                 other=other,
             )
         )
     return found
+
+
+def _vouched(cells: Iterable[Cell]) -> str:
+    """What vouches for cells that look the same: each kind with its vendors."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.vouched is not None:
+            text = "; ".join(part for part in (cell.vouched.text, cell.vouched.note) if part)
+            found.setdefault(text, []).append(cell.vendor)
+    return "; ".join(f"{text}: {', '.join(vendors)}" for text, vendors in found.items())
 
 
 def matrix_html(matrix: Matrix) -> str:
@@ -81,6 +94,7 @@ def matrix_html(matrix: Matrix) -> str:
         kernels=[(name, summaries.get(name, "")) for name in matrix.kernels],
         vendors=[(vendor.name, vendor.declaration.title) for vendor in matrix.vendors],
         outcomes=[(OUTCOME_CLASS[each], each.value, OUTCOME_MEANING[each], matrix.counts()[each]) for each in Outcome],
+        vouchers=[(each.value, MEANING[each], count) for each in Voucher if (count := matrix.vouchers()[each])],
         families=[(name, rows, _bars(matrix, rows)) for name, rows in matrix.families().items()],
         chips=lambda row, kernel: chips(row, kernel, first),
         visible=visible,

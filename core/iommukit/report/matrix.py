@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from iommukit.kernel.kernel import Kernel
 from iommukit.report.answer import Answer, answer
 from iommukit.report.page import Page, Span, counted, listed
 from iommukit.report.runs import run_cases
+from iommukit.report.vouchers import Evidence, Vouched, Voucher, digest_of_played
 from iommukit.scenario.model import Scenario
 from iommukit.scenario.result import Outcome, Result
 from iommukit.vendors import Vendor, VendorRegistry
@@ -38,6 +39,7 @@ class Cell:
     answer: Answer
     reason: str
     findings: tuple[str, ...]
+    vouched: Vouched | None = None
 
     @property
     def happened(self) -> bool:
@@ -104,11 +106,15 @@ def bundle(cells: Iterable[Cell]) -> list[Bundle]:
 
 @dataclass(slots=True)
 class Matrix:
-    """All rows, with the kernels and vendors that they were made for."""
+    """All rows, with the kernels and vendors that they were made for.
+
+    ``vouching`` is true where somebody has looked what vouches for them.
+    """
 
     kernels: tuple[str, ...]
     vendors: tuple[Vendor, ...]
     rows: list[Row] = field(default_factory=list)
+    vouching: bool = False
 
     @property
     def vendor_names(self) -> tuple[str, ...]:
@@ -122,6 +128,15 @@ class Matrix:
             for cell in row.cells:
                 if kernel in (None, cell.kernel):
                     counts[cell.outcome] += 1
+        return counts
+
+    def vouchers(self, kernel: str | None = None) -> dict[Voucher | None, int]:
+        """How often each vouches for a cell that happened, ``None`` being nothing."""
+        counts: dict[Voucher | None, int] = dict.fromkeys((*Voucher, None), 0)
+        for row in self.rows:
+            for cell in row.cells:
+                if cell.happened and kernel in (None, cell.kernel):
+                    counts[cell.vouched.by if cell.vouched else None] += 1
         return counts
 
     def families(self) -> dict[str, list[Row]]:
@@ -143,7 +158,7 @@ class Matrix:
             "vendors": [{"name": vendor.name, "title": vendor.declaration.title} for vendor in self.vendors],
             "counts": _counts_json(self.counts()),
             "families": [self._family_json(name, rows) for name, rows in self.families().items()],
-            "scenarios": [_row_json(row) for row in self.rows],
+            "scenarios": [_row_json(row, vouching=self.vouching) for row in self.rows],
         }
 
     def _family_json(self, name: str, rows: list[Row]) -> FamilyJson:
@@ -160,14 +175,20 @@ def build_matrix(
     vendors: Sequence[Vendor],
     registry: VendorRegistry,
     *,
+    evidence: Evidence | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Matrix:
-    """Run everything once.  Raises ``InputError`` for a wrong scenario."""
-    matrix = Matrix(tuple(kernel.name for kernel in kernels), tuple(vendors))
+    """Run everything once, and see in the evidence what vouches for it.  Raises ``InputError`` for a wrong scenario."""
+    matrix = Matrix(tuple(kernel.name for kernel in kernels), tuple(vendors), vouching=evidence is not None)
+    played = ""
     for scenario, result in run_cases(scenarios, kernels, vendors, registry, tick=tick):
         if not matrix.rows or matrix.rows[-1].scenario is not scenario:
             matrix.rows.append(Row(scenario))
-        matrix.rows[-1].cells.append(make_cell(scenario, result))
+            played = digest_of_played(scenario) if evidence is not None else ""
+        cell = make_cell(scenario, result)
+        if evidence is not None:
+            cell = replace(cell, vouched=evidence.vouch(scenario, played, result, cell.answer))
+        matrix.rows[-1].cells.append(cell)
     return matrix
 
 
@@ -180,7 +201,7 @@ def _counts_json(counts: dict[Outcome, int]) -> dict[str, int]:
     return {outcome.value: count for outcome, count in counts.items()}
 
 
-def _row_json(row: Row) -> RowJson:
+def _row_json(row: Row, *, vouching: bool) -> RowJson:
     return {
         "scenario": row.scenario.scenario,
         "rule": row.scenario.rule,
@@ -188,12 +209,12 @@ def _row_json(row: Row) -> RowJson:
         "summary": row.scenario.summary,
         "kernels_differ": row.kernels_differ,
         "vendors_differ": row.vendors_differ,
-        "cells": [_cell_json(cell) for cell in row.cells],
+        "cells": [_cell_json(cell, vouching=vouching) for cell in row.cells],
     }
 
 
-def _cell_json(cell: Cell) -> CellJson:
-    return {
+def _cell_json(cell: Cell, *, vouching: bool) -> CellJson:
+    found: CellJson = {
         "kernel": cell.kernel,
         "vendor": cell.vendor,
         "outcome": cell.outcome.value,
@@ -204,6 +225,9 @@ def _cell_json(cell: Cell) -> CellJson:
         "reason": cell.reason,
         "findings": list(cell.findings),
     }
+    if vouching:
+        found["vouched"] = cell.vouched.to_json() if cell.vouched else None
+    return found
 
 
 # ---- pages -----------------------------------------------------------------------------------------------------------
@@ -250,11 +274,34 @@ def summary_page(matrix: Matrix) -> Page:
         section=True,
     )
     page.blank()
+    if matrix.vouching:
+        _add_vouchers(page, matrix)
     by_kernel = sum(row.kernels_differ for row in matrix.rows)
     by_vendor = sum(row.vendors_differ for row in matrix.rows)
     total = counted(len(matrix.rows), "scenario")
     page.line(f"{total}: kernels differ in {by_kernel}, vendors in {by_vendor}; ", outcomes_text(matrix.counts()), " of all cases.")
     return page
+
+
+VOUCHER_STYLE: dict[Voucher | None, str] = {Voucher.KERNEL: "good", Voucher.CONTRADICTED: "bad", None: "dim"}
+
+
+def _add_vouchers(page: Page, matrix: Matrix) -> None:
+    """How many of the cases that apply each vouches for, and every case that a real kernel contradicts."""
+    grid = page.grid("vouched for by", *matrix.kernels)
+    counts = {kernel: matrix.vouchers(kernel) for kernel in matrix.kernels}
+    for voucher in (*Voucher, None):
+        numbers = [counts[kernel][voucher] for kernel in matrix.kernels]
+        if any(numbers) or voucher is Voucher.KERNEL:
+            style = VOUCHER_STYLE.get(voucher, "plain")
+            name = Span(voucher.value if voucher else "nothing", "name")
+            grid.add(name, *(Span(str(number or "-"), style if number else "dim") for number in numbers))
+    page.blank()
+    for row in matrix.rows:
+        for cell in row.cells:
+            if cell.vouched is not None and cell.vouched.by is Voucher.CONTRADICTED:
+                where = f"{row.scenario.scenario} under {cell.kernel} with {cell.vendor}"
+                page.line(Span("contradicted", "bad"), f" by {cell.vouched.release}: {where}")
 
 
 def outcomes_text(counts: dict[Outcome, int]) -> str:

@@ -14,6 +14,7 @@ OutcomeName = Literal["PASS", "FAIL", "XFAIL", "N/A", "UNDECIDED"]
 VerdictName = Literal["effective", "ineffective", "invalid", "unknown"]
 Severity = Literal["breaks", "weakens", "refuses", "differs", "improves", "cosmetic"]
 Part = Literal["enabled", "units", "log", "groups", "numbers"]
+VoucherName = Literal["kernel", "qemu", "facts", "contradicted"]
 StandingName = Literal["agrees", "differs", "explained", "undecided", "stale", "missing"]
 exact = with_config(ConfigDict(extra="forbid"))
 """No further keys."""
@@ -83,8 +84,20 @@ class VendorJson(TypedDict):
 
 
 @exact
+class VouchedJson(TypedDict):
+    """What vouches for a cell: which real kernel it was, what differs for a reason."""
+
+    by: VoucherName
+    release: NotRequired[str]
+    note: NotRequired[str]
+
+
+@exact
 class CellJson(TypedDict):
-    """One scenario under one kernel with one vendor, in few words."""
+    """One scenario under one kernel with one vendor, in few words.
+
+    ``vouched`` is null where nothing vouches for it, and absent where nobody has looked (no oracle is installed).
+    """
 
     kernel: str
     vendor: str
@@ -95,6 +108,7 @@ class CellJson(TypedDict):
     groups: list[list[str]]
     reason: str
     findings: list[str]
+    vouched: NotRequired[VouchedJson | None]
 
 
 @exact
