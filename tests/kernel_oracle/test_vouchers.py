@@ -23,7 +23,7 @@ from iommukit.scenario.result import Outcome
 from iommukit_oracle.kernel.evidence import INDEX, Entry, evidence, read_index
 from iommukit_oracle.kernel.index import build_index, write_index
 from iommukit_oracle.kernel.record import BootRecord, RunRecord
-from iommukit_oracle.kernel.store import shipped_boots, write_boots
+from iommukit_oracle.kernel.store import load_store, shipped_boots, write_boots
 
 from .conftest import BOUND, LIVE, WRITE, registry, suite
 
@@ -187,6 +187,12 @@ def test_the_page_says_what_vouches(folder: Path, boot: BootRecord) -> None:
     assert "a real kernel has played this very scenario, and agrees (2)" in page
     lines = summary_page(look(folder)).lines()
     assert ["kernel", "-", "-", "2"] in [line.split() for line in lines]
+
+
+def test_an_index_is_no_recording_and_comes_out_the_same_again(folder: Path) -> None:
+    before = (folder / INDEX).read_bytes()
+    assert write_index(folder, registry=registry()).read_bytes() == before
+    assert len(load_store([folder]).boots) == 1
 
 
 def test_a_broken_index_is_one_line(folder: Path) -> None:
