@@ -263,7 +263,7 @@ def _step_change(where: str, a: StepResult, b: StepResult, was: DeviceState | No
         if a.value != b.value:
             return Change("other-value", where, *_value_difference(a.value or (), b.value or ()))
         if a.attaches != b.attaches:
-            return Change("attachments", where, *(counted(each.attaches or 0, "attachment") for each in (a, b)))
+            return Change("attachments", where, counted(a.attaches or 0, "attachment"), counted(b.attaches or 0, "attachment"))
         return None
     if a.op == "dma":
         if UNDECIDED not in (a.result, b.result) and "ok" not in (a.result, b.result):

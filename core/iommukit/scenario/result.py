@@ -42,8 +42,8 @@ class StepResult:
     """One step: ``ok``, an errno name or ``UNDECIDED``; new log lines; the groups afterwards.
 
     ``types`` maps the machine's device names to their groups' types, ``members`` to their groups' numbers (absent devices are
-    missing); ``value`` holds a read file's lines, ``attaches`` counts attachments, ``None`` where nobody counted; ``reason`` says why a
-    result is what it is.
+    missing); ``value`` holds a read file's lines, ``attaches`` counts attachments, ``None`` where nobody counted;
+    ``reason`` says why a result is what it is.
     """
 
     op: str

@@ -259,6 +259,27 @@ sub network {
     return 'silent';
 }
 
+# ---- access control (PCIe 7.7.11) -------------------------------------------------------------------------------------
+
+# Set the control register of a function: changed, same, or why not.
+sub acs {
+    my ( $device, $bits ) = @_;
+    sysopen( my $file, "$PCI/$device/config", 2 ) or return failure();
+    my ( $at, $bytes ) = ( 0x100, '' );
+    while ( $at >= 0x100 ) {
+        sysseek( $file, $at, 0 );
+        last if ( sysread( $file, $bytes, 8 ) // 0 ) < 8;
+        my ( $head, $able, $control ) = unpack 'V v v', $bytes;
+        if ( ( $head & 0xffff ) == 0x0d ) {
+            return 'same' if $control == $bits;
+            sysseek( $file, $at + 6, 0 );
+            return syswrite( $file, pack 'v', $bits ) ? 'changed' : failure();
+        }
+        $at = $head >> 20;
+    }
+    return 'none';
+}
+
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 my %COMMANDS = (
@@ -269,6 +290,7 @@ my %COMMANDS = (
     log     => sub { return messages() },
     insert  => sub { return { map { $_ => insert($_) } @_ } },
     withdraw => sub { return { map { $_ => withdraw($_) } @_ } },
+    acs     => sub { return acs(@_) },
     write   => sub { return put(@_) },
     read    => sub { my $all = contents(@_); return defined $all ? [ split /\n/, $all ] : failure() },
     list    => sub { return [ entries(@_) ] },

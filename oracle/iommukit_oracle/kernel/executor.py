@@ -14,17 +14,15 @@ from iommukit.scenario.model import Scenario
 from iommukit.scenario.result import UNDECIDED
 from iommukit.vendors import Vendor
 from iommukit_oracle.guest.kernels import GuestKernel, debian_kernel
+from iommukit_oracle.guest.packages import cache_folder
 from iommukit_oracle.kernel.cases import Case
 from iommukit_oracle.kernel.plan import Boot, make_plan
 from iommukit_oracle.kernel.record import BootRecord, RunRecord, StepRecord
-from iommukit_oracle.kernel.session import Session
+from iommukit_oracle.kernel.session import TABLE_OF, Session
 from iommukit_oracle.kernel.steps import Player
 
 JOBS = 2
 """Guests at a time: each keeps one processor busy."""
-POLICIES = {"identity": "IDENTITY", "DMA": "STRICT", "DMA-FQ": "LAZY"}
-"""The default policy by what a device without wishes is given."""
-
 FindKernel = Callable[[str, str], GuestKernel]
 """From a profile's name and Debian's architecture to a kernel."""
 
@@ -129,45 +127,54 @@ def _play(session: Session, case: Case) -> tuple[RunRecord, bool]:
             scenario=case.scenario.scenario,
             digest=case.digest,
             names={name: placed.address for name, placed in session.realisation.placed.items()},
-            default=default_policy(session, case),
+            default=default_policy(session),
             boot=session.start,
             reserved=session.regions,
             steps=tuple(steps),
             known_steps=known,
-            unsaid=unsaid(case.scenario.boot),
+            unsaid=unsaid(case.scenario.boot, case.vendor.name),
             notes=session.realisation.notes,
         ),
         known is None,
     )
 
 
-def default_policy(session: Session, case: Case) -> str:
-    """The system's default, as the kernel's lines tell it.
+def default_policy(session: Session) -> str:
+    """The system's default: as the kernel's lines tell it.
 
-    What is decided late, after the lines have been printed, shows in the groups of bystanders: functions of QEMU's chipset that no
-    driver has wishes for.
+    Whether flushes wait may be decided late, when the lines have been printed: that shows in the groups of bystanders, functions of
+    QEMU's chipset that no driver has wishes for.
     """
-    mine = {placed.address for placed in session.realisation.placed.values()}
-    bystanders = [group for group in session.groups if not mine.intersection(group.devices)]
-    kinds = {group.type for group in bystanders if group.type in POLICIES}
-    if len(kinds) == 1:
-        return POLICIES[kinds.pop()]
     text = "\n".join(session.log)
     if "Default domain type: Passthrough" in text:
         return "IDENTITY"
     if "Default domain type: Translated" not in text:
         return ""
-    return "LAZY" if "invalidation policy: lazy mode" in text else "STRICT" if "invalidation policy: strict mode" in text else ""
+    mine = {placed.address for placed in session.realisation.placed.values()}
+    bystanders = {group.type for group in session.groups if not mine.intersection(group.devices)}.intersection(TRANSLATED)
+    if len(bystanders) == 1:
+        return TRANSLATED[bystanders.pop()]
+    return next((policy for policy, words in MODES.items() if words in text), "")
 
 
-def unsaid(boot: BootSpec) -> tuple[str, ...]:
+TRANSLATED = {"DMA": "STRICT", "DMA-FQ": "LAZY"}
+"""The policy by a translated group's type."""
+MODES = {"LAZY": "invalidation policy: lazy mode", "STRICT": "invalidation policy: strict mode"}
+
+
+def unsaid(boot: BootSpec, vendor: str) -> tuple[str, ...]:
     """Parts of the lines that say "by command line" of a word that stood for the configuration."""
     if boot.kconfig is None:
         return ()
-    given = {name for name, value in split_cmdline(boot.cmdline) if kstrtobool(value) is not None}
+    words = list(split_cmdline(boot.cmdline))
+    given = {name for name, value in words if kstrtobool(value) is not None}
+    if vendor in X86 and any(name == "iommu" and {"pt", "nopt"}.intersection((value or "").split(",")) for name, value in words):
+        given.add("iommu.passthrough")
     return tuple(part for name, part in TELLING.items() if name not in given)
 
 
+X86 = frozenset({"intel_vtd", "amd_vi"})
+"""Vendors whose architecture has the words pt and nopt of ``iommu=``."""
 TELLING = {"iommu.passthrough": "Default domain type", "iommu.strict": "invalidation policy"}
 """By option: the line that says whether it was given."""
 
@@ -196,8 +203,8 @@ def _record(boot: Boot, kernel: GuestKernel, session: Session, runs: Sequence[Ru
         qemu=f"{guest.program.release} {variant}".strip(),
         arch=guest.machine.debian,
         cmdline=boot.realisation.cmdline,
-        qemu_args=shlex.join([f"qemu-system-{guest.machine.arch}", *guest.arguments]),
-        tables=tuple(sorted(boot.realisation.tables)),
+        qemu_args=shlex.join([f"qemu-system-{guest.machine.arch}", *map(_without_folder, guest.arguments)]),
+        tables=(TABLE_OF[case.vendor.name],) if boot.realisation.regions or boot.realisation.opt_in else (),
         log=session.log,
         groups=session.groups,
         iommus=session.units,
@@ -206,3 +213,8 @@ def _record(boot: Boot, kernel: GuestKernel, session: Session, runs: Sequence[Ru
         later={each.address: each.properties.get("driver", "") for each in boot.realisation.placed.values() if not each.present},
         runs=tuple(runs),
     )
+
+
+def _without_folder(argument: str) -> str:
+    """An argument without the place of the cache, which says nothing."""
+    return argument.replace(f"{cache_folder()}/", "")

@@ -41,23 +41,46 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """Memory that firmware reserves for a device: bytes ``start``..``end``, inclusive; slots and functions from the root bus down."""
+
+    start: int
+    end: int
+    requester: int
+    path: tuple[tuple[int, int], ...]
+
+
+MEMORY = 512 << 20
+"""Bytes of memory of a guest; the regions of machine files lie at the end of so much."""
+NO_NP_CACHE = "no-np-cache"
+"""The variant of QEMU whose AMD IOMMU does not ask for the flush of entries that were absent."""
+UEFI = "uefi"
+"""The machine with UEFI in front, which hands the kernel ACPI tables in place of a device tree."""
+
+
+@dataclass(frozen=True, slots=True)
 class Realisation:
     """What is booted.
 
-    ``machine`` is a key of ``guest.boot.MACHINES``; ``options`` are those of its IOMMU; ``devices`` are values of ``-device`` in
-    order; ``extra`` further arguments; ``cmdline`` the kernel's, words that stand for its configuration in front.  ``tables`` are
-    ACPI tables by file name that replace the firmware's or are added to them (``kernel/firmware/acpi`` in the initrd).
-    ``placed`` are the devices by name.  ``qemu`` names a variant of QEMU (``no-np-cache``), empty for the installed one.
-    ``notes`` say what stands for what, a line each.
+    ``machine`` is a key of ``guest.boot.MACHINES``; ``memory`` is in bytes; ``options`` are those of the IOMMU; ``devices`` are values
+    of ``-device`` in order; ``extra`` further arguments; ``cmdline`` the kernel's, words that stand for its configuration in front.
+    ``external`` are slot and function numbers of ports on the root bus that firmware calls external-facing, ``regions`` the memory
+    that it reserves, ``opt_in`` whether it asks for protection.  ``acs`` are the addresses of ports whose access control is on:
+    a kernel that has not enabled it is helped.  ``placed`` are the devices by name.  ``qemu`` names a variant (``NO_NP_CACHE``,
+    ``UEFI``), empty for QEMU as it is.  ``notes`` say what stands for what, a line each.
     """
 
     machine: str
     vendor: str
     cmdline: str
+    memory: int = MEMORY
     options: str = ""
     devices: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
-    tables: Mapping[str, bytes] = field(default_factory=dict)
+    external: tuple[int, ...] = ()
+    regions: tuple[Region, ...] = ()
+    opt_in: bool = False
+    acs: tuple[str, ...] = ()
     placed: Mapping[str, Placed] = field(default_factory=dict)
     qemu: str = ""
     notes: tuple[str, ...] = ()
@@ -65,5 +88,5 @@ class Realisation:
     @property
     def key(self) -> tuple[object, ...]:
         """Realisations with the same key boot alike."""
-        tables = tuple(sorted((name, bytes(data)) for name, data in self.tables.items()))
-        return self.machine, self.options, self.devices, self.extra, self.cmdline, tables, self.qemu
+        made = (self.machine, self.memory, self.options, self.devices, self.extra, self.cmdline, self.qemu)
+        return *made, self.external, self.regions, self.opt_in, self.acs

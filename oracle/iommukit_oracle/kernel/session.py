@@ -13,9 +13,11 @@ from iommukit_oracle.guest.boot import MACHINES, Guest
 from iommukit_oracle.guest.initramfs import Modules, archive
 from iommukit_oracle.guest.kernels import GuestKernel
 from iommukit_oracle.guest.np_cache import without_np_cache
+from iommukit_oracle.guest.uefi import uefi_firmware
 from iommukit_oracle.guest.userland import initrd
 from iommukit_oracle.hardware.qemu import find
-from iommukit_oracle.kernel.realisation import Placed, Realisation
+from iommukit_oracle.kernel.firmware import external_ports, from_lines, with_regions
+from iommukit_oracle.kernel.realisation import NO_NP_CACHE, UEFI, Placed, Realisation
 from iommukit_oracle.kernel.record import GroupRecord, SetUpRecord, StateRecord
 from iommukit_oracle.recording import GroupEntry, IommuEntry, PciEntry
 
@@ -38,6 +40,8 @@ MODULES = (
     "xhci_pci",
 )
 """What guests load; a kernel for s390 lacks some of them."""
+ACS_ON = "29"
+"""SV, RR, CR and UF of the access control register (PCIe 7.7.11.3)."""
 STUB = "pci-stub"
 """A driver that takes any device and does nothing."""
 
@@ -193,10 +197,13 @@ class Session:
         return found["driver"] if found else ""
 
     def _set_up(self) -> Iterable[SetUpRecord]:
-        """Give the devices the drivers that they have at boot, and the others none.
+        """Switch access control on where the machine file has it on, give the devices the drivers that they have at boot, and the others none.
 
         Where a device meets its IOMMU when a driver is bound, and drivers are loaded, each has been bound once.
         """
+        for address in self.realisation.acs:
+            if self.guest.ask("acs", address, ACS_ON) == "changed":
+                yield SetUpRecord(op="acs", device=address, driver="")
         there = self.look()
         for device in self.machine.devices:
             placed = self.realisation.placed.get(device.name)
@@ -264,28 +271,44 @@ MANAGE_THEMSELVES = frozenset({"vfio-pci", "pci-stub", "pcieport"})
 
 
 def boot_guest(realisation: Realisation, kernel: GuestKernel) -> Guest:
-    """Boot what was realised.  Raises ``InputError`` where the QEMU that it needs is not to be had."""
+    """Boot what was realised.  Raises ``InputError`` where the QEMU or the firmware that it needs is not to be had."""
+    if not (realisation.regions or realisation.opt_in):
+        return _boot(realisation, kernel, {})
+    # QEMU's own table depends on its devices, so it is read in the same machine.
+    signature = TABLE_OF[realisation.vendor]
+    with _boot(realisation, kernel, {}) as guest:
+        own = from_lines(guest.ask("read", f"/sys/firmware/acpi/tables/{signature}"))
+    table = with_regions(signature, own, realisation.regions, opt_in=realisation.opt_in)
+    return _boot(realisation, kernel, {f"{TABLES}/{signature.lower()}.aml": table})
+
+
+def _boot(realisation: Realisation, kernel: GuestKernel, tables: dict[str, bytes]) -> Guest:
     machine = MACHINES[realisation.machine]
     start, _ = start_archive(kernel, machine.debian)
-    if realisation.tables:
+    if tables:
         # The kernel looks for tables in the first archive only (CONFIG_ACPI_TABLE_UPGRADE).
-        start = archive({f"{TABLES}/{name}": data for name, data in realisation.tables.items()}) + start
+        start = archive(tables) + start
     program = find(machine.arch)
+    extra = realisation.extra
+    if realisation.external:
+        extra = (*extra, "-acpitable", f"file={external_ports(realisation.external)}")
+    if realisation.qemu == UEFI:
+        extra = (*extra, "-bios", str(uefi_firmware()))
     return Guest(
         machine,
         kernel.image,
         start,
         realisation.cmdline,
+        memory=realisation.memory,
         options=realisation.options,
         devices=realisation.devices,
-        extra=realisation.extra,
+        extra=extra,
         program=without_np_cache(program) if realisation.qemu == NO_NP_CACHE else program,
     )
 
 
 TABLES = "kernel/firmware/acpi"
-NO_NP_CACHE = "no-np-cache"
-"""The variant of QEMU whose AMD IOMMU does not ask for the flush of entries that were absent."""
+TABLE_OF = {"intel_vtd": "DMAR", "amd_vi": "IVRS"}
 
 
 def _group_entry(group: dict[str, Any], functions: Sequence[dict[str, Any]]) -> GroupEntry:

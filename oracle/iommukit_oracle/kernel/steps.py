@@ -96,6 +96,10 @@ def _bind(player: Player, arguments: Any) -> Done:
         return undecided(f"no driver of Linux takes QEMU's {placed.properties.get('driver', 'device')}", stops=True)
     if placed.address not in player.session.look():
         return Done("ENODEV", f"{arguments.device} is not there")
+    for bound in player.owners.values():
+        if driver == VFIO and placed.address in bound:
+            bound.remove(placed.address)
+            return Done("ok", "it was bound when the group was claimed")
     note = "" if driver == arguments.driver else f"{driver} for {arguments.driver}"
     return Done(player.session.bind(placed.address, driver), note)
 
@@ -163,13 +167,18 @@ def _release(player: Player, arguments: Any) -> Done:
 
 
 def _remove(player: Player, arguments: Any) -> Done:
-    unplug(player.guest, player.session.placed(arguments.device))
+    placed = player.session.placed(arguments.device)
+    if placed.address not in player.session.look():
+        return Done("ENODEV", f"{arguments.device} is not there")
+    unplug(player.guest, placed)
     return Done("ok")
 
 
 def _add(player: Player, arguments: Any) -> Done:
     """A driver that the kernel has bound by itself is unbound: scenarios say when one is bound."""
     placed = player.session.placed(arguments.device)
+    if placed.address in player.session.look():
+        return Done("EEXIST", f"{arguments.device} is there")
     player.session.withdraw_drivers()
     plug(player.guest, placed)
     driver = player.session.driver_of(arguments.device)

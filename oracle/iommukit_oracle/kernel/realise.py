@@ -1,0 +1,471 @@
+"""From a machine file to a machine of QEMU that a kernel of Debian's boots on.
+
+Everything here is known without running anything: what QEMU's devices are, what the kernels were built with, where firmware puts
+buses.  What cannot be made is ``Inexpressible``, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from iommukit.device import DeviceKind
+from iommukit.machine.model import BootSpec, DeviceSpec, Machine
+from iommukit_oracle.guest.boot import MACHINES
+from iommukit_oracle.kernel.realisation import MEMORY, NO_NP_CACHE, UEFI, Inexpressible, Placed, Plugging, Realisation, Region
+from iommukit_oracle.qemu_arguments import QemuArguments, QemuDevice, place_devices
+
+MACHINE_OF = {machine.vendor: name for name, machine in MACHINES.items()}
+"""By vendor: the guest machine."""
+
+
+# ---- QEMU's devices --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A device of QEMU: its name, the guest's driver that does its DMA, what that can be asked to do, and what it is backed by."""
+
+    name: str
+    driver: str | None = None
+    work: str = ""
+    backend: str = ""
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+NETWORK = Model("e1000e", "e1000e", "network", "netdev", {"romfile": ""})
+DISK = Model("nvme", "nvme", "disk", "drive", {"serial": "iommukit"})
+USB = Model("qemu-xhci", "xhci_hcd")
+CARD = Model("edu")
+_VIRTIO = {"iommu_platform": "on", "disable-legacy": "on"}
+VIRTIO_NETWORK = Model("virtio-net-pci", "virtio-pci", "network", "netdev", {**_VIRTIO, "romfile": ""})
+VIRTIO_DISK = Model("virtio-blk-pci", "virtio-pci", "disk", "drive", _VIRTIO)
+
+ENDPOINTS: Mapping[str, Model] = {"8086:10d3": NETWORK, "1b36:0010": DISK, "1b36:000d": USB, "1234:11e8": CARD}
+"""By vendor and device: what QEMU has."""
+STAND_INS: Mapping[str, Model] = {
+    # Whose numbers no driver of the kernel's IOMMU layer looks at.
+    "15b3:1016": NETWORK,
+    "8086:2822": NETWORK,
+    "1022:15e0": NETWORK,
+    "8086:a12f": USB,
+}
+"""Devices that QEMU lacks and whose numbers mean nothing to the IOMMU code, and what is taken for them."""
+ZPCI: Mapping[str, Model] = {
+    "8086:10d3": VIRTIO_NETWORK,
+    "15b3:1016": VIRTIO_NETWORK,
+    "1234:11e8": VIRTIO_NETWORK,
+    "1b36:0010": VIRTIO_DISK,
+}
+"""The functions of s390, where QEMU's virtio devices are all there is."""
+
+BRIDGES: Mapping[DeviceKind, str] = {
+    DeviceKind.ROOT_PORT: "pcie-root-port",
+    DeviceKind.UPSTREAM_PORT: "x3130-upstream",
+    DeviceKind.DOWNSTREAM_PORT: "xio3130-downstream",
+    DeviceKind.PCIE_TO_PCI_BRIDGE: "pcie-pci-bridge",
+    DeviceKind.PCI_BRIDGE: "pci-bridge",
+}
+NUMBERS: Mapping[str, str] = {
+    "pcie-root-port": "1b36:000c",
+    "x3130-upstream": "104c:8232",
+    "xio3130-downstream": "104c:8233",
+    "pcie-pci-bridge": "1b36:000e",
+    "pci-bridge": "1b36:0001",
+}
+"""Vendor and device of QEMU's ports and bridges: the kernel knows some makers' by their quirks."""
+NUMBERED = frozenset({"pcie-root-port", "xio3130-downstream"})
+"""Ports that want numbers for chassis and slot."""
+PLUGGABLE = frozenset({DeviceKind.ROOT_PORT, DeviceKind.DOWNSTREAM_PORT})
+"""Ports below which QEMU plugs and unplugs."""
+ACS = frozenset({"SV", "RR", "CR", "UF"})
+"""What the access control capability of QEMU's root port has; its other devices have none."""
+OWN_PORT = "plugs"
+"""The port that stands for a slot of the root bus, where QEMU does not plug."""
+FIRST_FREE_SLOT = 0x10
+
+
+# ---- builds and options ----------------------------------------------------------------------------------------------
+
+BUILT: Mapping[str, Callable[[str], str]] = {
+    "amd64": lambda kernel: "lazy",
+    "arm64": lambda kernel: "strict",
+    "s390x": lambda kernel: "strict" if kernel == "6.1" else "lazy",
+}
+"""By Debian's architecture: the policy that its kernels are built with."""
+WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("lazy", "strict"): ("iommu.strict=1",),
+    ("lazy", "passthrough"): ("iommu.passthrough=1",),
+    ("strict", "lazy"): ("iommu.strict=0",),
+    # A kernel built for passthrough starts lazy.
+    ("strict", "passthrough"): ("iommu.passthrough=1", "iommu.strict=0"),
+}
+"""From what was built to what is wanted: the words that come to the same."""
+CONFIG = {"INTEL_IOMMU_DEFAULT_ON": True, "INTEL_IOMMU_SCALABLE_MODE_DEFAULT_ON": True, "INTEL_IOMMU_FLOPPY_WA": True}
+"""Further options of Debian's builds that scenarios name."""
+
+Options = Mapping[tuple[str, Any], str]
+"""By hardware option and value: the property of QEMU's IOMMU, empty where that is what QEMU has."""
+HARDWARE: Mapping[str, Options] = {
+    "intel_vtd": {
+        ("caching_mode", True): "caching-mode=on",
+        ("caching_mode", False): "",
+        ("pass_through", False): "pt=off",
+        ("pass_through", True): "",
+        ("scalable_mode", True): "x-scalable-mode=on",
+        ("scalable_mode", False): "",
+        ("address_width", 39): "aw-bits=39",
+        ("address_width", 48): "aw-bits=48",
+        ("platform_opt_in", True): "",
+        ("platform_opt_in", False): "",
+    },
+    "amd_vi": {("np_cache", True): "", ("np_cache", False): "", ("guest_translation", False): "", ("ppr", False): ""},
+    "arm_smmu": {("version", 3): "", ("described_by", "dt"): "", ("described_by", "acpi"): ""},
+    "s390": {},
+}
+
+
+def realise(machine: Machine, boot: BootSpec, vendor: str, kernel: str) -> Realisation:
+    """The machine of QEMU for a machine that is as the vendor would have it, and the command line for how it is booted.
+
+    Raises ``Inexpressible``.
+    """
+    name = MACHINE_OF.get(vendor)
+    if name is None:
+        raise Inexpressible(f"QEMU has no IOMMU of {vendor}")
+    words, notes = _words(boot, vendor, kernel, MACHINES[name].debian)
+    if machine.firmware:
+        raise Inexpressible(f"QEMU makes its own {' and '.join(machine.firmware)}, from its own hardware")
+    options = _hardware(machine, vendor)
+    builder = _Zpci(machine) if name == "s390" else _Express(machine, vendor)
+    builder.build()
+    variant = ""
+    if vendor == "amd_vi" and not machine.hardware.get("np_cache"):
+        variant = NO_NP_CACHE
+    if machine.hardware.get("described_by") == "acpi":
+        variant = UEFI
+        words = (*words, "acpi=force")
+    return Realisation(
+        machine=name,
+        vendor=vendor,
+        cmdline=" ".join((*words, boot.cmdline)).strip(),
+        memory=int(machine.hardware.get("memory_size", MEMORY)),
+        options=",".join(option for option in options if option),
+        devices=tuple(builder.devices),
+        extra=tuple(builder.extra),
+        external=tuple(builder.external),
+        regions=tuple(builder.regions),
+        opt_in=bool(machine.hardware.get("platform_opt_in")),
+        acs=tuple(builder.acs),
+        placed=builder.placed,
+        qemu=variant,
+        notes=(*notes, *builder.notes),
+    )
+
+
+def _words(boot: BootSpec, vendor: str, kernel: str, arch: str) -> tuple[tuple[str, ...], list[str]]:
+    """The words that stand for the kernel's configuration, and what to say of them."""
+    if boot.memory_encryption:
+        raise Inexpressible("QEMU emulates no memory encryption")
+    for name, value in boot.config.items():
+        about_this = vendor == "intel_vtd" or not name.startswith("INTEL_")
+        if about_this and CONFIG.get(name, False) is not value:
+            raise Inexpressible(f"Debian's kernels are built with {name}={'y' if CONFIG.get(name) else 'n'}")
+    built = BUILT[arch](kernel)
+    if boot.kconfig in (None, built):
+        return (), []
+    words = WORDS[built, boot.kconfig or built]
+    return words, [f"{' '.join(words)} stands for a kernel built {boot.kconfig}"]
+
+
+def _hardware(machine: Machine, vendor: str) -> list[str]:
+    known = HARDWARE[vendor]
+    found = []
+    for name, value in machine.hardware.items():
+        if vendor == "s390" and name == "memory_size":
+            continue
+        option = known.get((name, value))
+        if option is None:
+            raise Inexpressible(f"QEMU's IOMMU cannot be made with {name}: {value}")
+        found.append(option)
+    return found
+
+
+UNTOLD = ("dma_aliases", "real_dma_device", "usb4_host_interface", "capabilities")
+"""What a machine file can say of a device and QEMU's devices cannot be told."""
+
+
+def _check(spec: DeviceSpec) -> None:
+    for name in UNTOLD:
+        if getattr(spec, name):
+            raise Inexpressible(f"QEMU's devices cannot be given {name.replace('_', ' ')}")
+    for name in spec.attributes:
+        if name != "acs_capability":
+            raise Inexpressible(f"QEMU's devices cannot be given {name}")
+    if spec.dma_mask != (1 << 64) - 1:
+        raise Inexpressible("QEMU's devices cannot be given a DMA mask")
+
+
+@dataclass(slots=True)
+class _Builder:
+    """The arguments as they come about."""
+
+    machine: Machine
+    devices: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    external: list[int] = field(default_factory=list)
+    regions: list[Region] = field(default_factory=list)
+    acs: list[str] = field(default_factory=list)
+    placed: dict[str, Placed] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def build(self) -> None:
+        """Make the arguments for all devices.  Raises ``Inexpressible``."""
+        raise NotImplementedError
+
+    def backed(self, model: Model, id: str) -> dict[str, str]:
+        """The properties of a device, once what is behind it has been made."""
+        properties = {"driver": model.name, "id": id, **model.properties}
+        if model.backend == "netdev":
+            self.extra += ["-netdev", f"user,id=net-{id},restrict=on"]
+            properties["netdev"] = f"net-{id}"
+        elif model.backend == "drive":
+            self.extra += ["-blockdev", f"driver=null-co,node-name=disk-{id},size={1 << 24},read-zeroes=on"]
+            properties["drive"] = f"disk-{id}"
+        return properties
+
+    def model(self, spec: DeviceSpec, known: Mapping[str, Model]) -> Model:
+        """What QEMU has for an endpoint."""
+        id = (spec.id or "1234:11e8").lower()
+        model = known.get(id)
+        if model is None:
+            raise Inexpressible(f"QEMU has no device {id}" + (f" for the role {spec.role}" if spec.role else ""))
+        if known is STAND_INS:
+            self.notes.append(f"{model.name} stands for {spec.name} ({id})")
+        return model
+
+
+def _argument(properties: Mapping[str, str]) -> str:
+    return ",".join([properties["driver"], *(f"{name}={value}" for name, value in properties.items() if name != "driver")])
+
+
+class _Zpci(_Builder):
+    """s390: every function in a segment of its own, whose number is QEMU's ``uid``."""
+
+    def build(self) -> None:
+        for number, spec in enumerate(self.machine.devices, start=1):
+            _check(spec)
+            if spec.reserved:
+                raise Inexpressible("firmware of s390 reserves no memory for a function")
+            if spec.kind in BRIDGES or spec.kind is DeviceKind.PLATFORM:
+                raise Inexpressible(f"QEMU's s390 has no {spec.kind.value.replace('_', ' ')}")
+            model = self.model(spec, ZPCI)
+            id = f"f{number}"
+            if spec.id not in (None, "1af4:1041"):
+                self.notes.append(f"{model.name} stands for {spec.name} ({spec.id})")
+            properties = self.backed(model, id)
+            if spec.present:
+                self.devices += [f"zpci,uid={number},fid={number},target={id}", _argument(properties)]
+            self.placed[spec.name] = Placed(
+                name=spec.name,
+                address=f"{number:04x}:00:00.0",
+                id=id,
+                properties=properties,
+                present=spec.present,
+                plugging=Plugging.QMP,
+                driver=model.driver,
+                work=model.work,
+            )
+
+
+class _Express(_Builder):
+    """PCI Express below the root bus ``pcie.0``."""
+
+    def __init__(self, machine: Machine, vendor: str) -> None:
+        super().__init__(machine)
+        self.vendor = vendor
+        self.specs = {spec.name: spec for spec in machine.devices}
+        self.ids = {spec.name: f"d{number}" for number, spec in enumerate(machine.devices, start=1)}
+        self.properties: dict[str, dict[str, str]] = {}
+        self.models: dict[str, Model] = {}
+        self.ports = 0
+
+    def build(self) -> None:
+        for spec in self.machine.devices:
+            self.properties[spec.name] = self._device(spec)
+        self._slots()
+        own = self._own_port()
+        devices = [*own, *self.properties.values()]
+        placed = place_devices(
+            QemuArguments(
+                devices=[QemuDevice(each["driver"], {k: v for k, v in each.items() if k != "driver"}) for each in devices]
+            )
+        )
+        addresses = {slot.device.properties["id"]: address for address, slot in placed.items()}
+        for name, properties in self.properties.items():
+            spec = self.specs[name]
+            address = addresses[properties["id"]]
+            model = self.models.get(name)
+            self.placed[name] = Placed(
+                name=name,
+                address=address,
+                id=properties["id"],
+                properties=properties,
+                present=spec.present,
+                plugging=self._plugging(spec),
+                driver=model.driver if model else None,
+                work=model.work if model else "",
+            )
+            if spec.acs:
+                self.acs.append(address)
+            if spec.external_facing:
+                self._external(spec, address)
+            self.regions += [self._region(spec, region, address, placed) for region in spec.reserved]
+        self.acs += [addresses[each["id"]] for each in own]
+        self.devices += [_argument(each) for each in own]
+        self.devices += [_argument(self.properties[spec.name]) for spec in self.machine.devices if spec.present]
+
+    def _device(self, spec: DeviceSpec) -> dict[str, str]:
+        """A device without its place."""
+        _check(spec)
+        id = self.ids[spec.name]
+        if spec.kind in BRIDGES:
+            if not spec.present:
+                raise Inexpressible("a port or bridge that is plugged in brings buses that nobody has numbered")
+            return self._bridge(spec, id)
+        if not spec.kind.is_pci or spec.kind is DeviceKind.PCI_TO_PCIE_BRIDGE:
+            raise Inexpressible(f"QEMU's machine has no {spec.kind.value.replace('_', ' ')}")
+        if spec.acs:
+            raise Inexpressible("QEMU's endpoints have no access control capability")
+        given = (spec.id or "1234:11e8").lower()
+        model = self.model(spec, STAND_INS if given in STAND_INS else ENDPOINTS)
+        if spec.kind is not DeviceKind.CONVENTIONAL and model in (CARD, NETWORK):
+            # A card that a driver takes shows more; functions of Intel's on the root bus Linux keeps apart by their maker.
+            taken = VIRTIO_NETWORK if spec.multifunction else NETWORK
+            if taken is not model:
+                self.notes.append(f"{taken.name} stands for {spec.name} ({given})")
+            model = taken
+        if spec.kind is DeviceKind.CONVENTIONAL and model is not CARD:
+            raise Inexpressible(f"QEMU's {model.name} is no conventional device")
+        self.models[spec.name] = model
+        return self.backed(model, id)
+
+    def _bridge(self, spec: DeviceSpec, id: str) -> dict[str, str]:
+        model = BRIDGES[spec.kind]
+        if spec.id not in (None, NUMBERS[model]):
+            raise Inexpressible(f"QEMU's {model} is {NUMBERS[model]}, not {spec.id}")
+        properties = {"driver": model, "id": id}
+        wanted = set(spec.acs or ()) | set(spec.attributes.get("acs_capability", ()))
+        if wanted and (spec.acs == "unknown" or model != "pcie-root-port" or wanted != ACS):
+            raise Inexpressible(f"QEMU's {model} cannot be given ACS {', '.join(sorted(wanted))}")
+        if model in NUMBERED:
+            self.ports += 1
+            properties |= {"chassis": str(self.ports), "slot": str(self.ports)}
+        if model == "pci-bridge":
+            self.ports += 1
+            properties["chassis_nr"] = str(self.ports)
+        if model == "pcie-root-port" and not wanted:
+            properties["disable-acs"] = "on"
+        return properties
+
+    def _slots(self) -> None:
+        """Slots and functions: those of the machine file, the next free one where it has none."""
+        places: dict[str, tuple[str, int, int]] = {}
+        taken: set[tuple[str, int]] = set()
+        waiting = []
+        for spec in self.machine.devices:
+            bus = self.ids[spec.parent] if spec.parent else "pcie.0"
+            numbers = spec.pci_numbers()
+            if numbers is None:
+                waiting.append((spec.name, bus))
+                continue
+            segment, _, slot, function = numbers
+            if segment:
+                raise Inexpressible("QEMU's machine has one segment")
+            places[spec.name] = bus, slot, function
+            taken.add((bus, slot))
+        for name, bus in waiting:
+            first = FIRST_FREE_SLOT if bus == "pcie.0" else 0
+            slot = next(number for number in range(first, 32) if (bus, number) not in taken)
+            places[name] = bus, slot, 0
+            taken.add((bus, slot))
+        functions: dict[tuple[str, int], int] = {}
+        for bus, slot, _ in places.values():
+            functions[bus, slot] = functions.get((bus, slot), 0) + 1
+        for name, (bus, slot, function) in places.items():
+            if bus == "pcie.0" and slot in self._chipset():
+                raise Inexpressible(f"slot {slot:02x} of QEMU's root bus is taken")
+            self.properties[name] |= {"bus": bus, "addr": f"{slot:x}.{function}"}
+            if self.specs[name].multifunction or functions[bus, slot] > 1:
+                self.properties[name]["multifunction"] = "on"
+
+    def _chipset(self) -> frozenset[int]:
+        """Slots of the root bus that QEMU takes for itself."""
+        return frozenset({"arm_smmu": {0}, "amd_vi": {0, 1, 31}}.get(self.vendor, {0, 31}))
+
+    def _own_port(self) -> list[dict[str, str]]:
+        """A port for what is plugged into the root bus, where QEMU does not plug."""
+        absent = [spec for spec in self.machine.devices if not spec.present and spec.parent is None]
+        if not absent:
+            return []
+        (spec, *more) = absent
+        if more or self.properties[spec.name].get("multifunction"):
+            raise Inexpressible("QEMU plugs whole slots, and not into its root bus")
+        slot = self.properties[spec.name]["addr"].partition(".")[0]
+        self.properties[spec.name] |= {"bus": OWN_PORT, "addr": "0.0"}
+        self.notes.append(f"{spec.name} is plugged in below a port of its own, as QEMU's root bus takes no plugging")
+        self.ports += 1
+        number = str(self.ports)
+        return [
+            {"driver": "pcie-root-port", "id": OWN_PORT, "bus": "pcie.0", "addr": f"{slot}.0", "chassis": number, "slot": number}
+        ]
+
+    def _plugging(self, spec: DeviceSpec) -> Plugging:
+        """QEMU plugs a whole slot below a port; everything else is removed and found again."""
+        bus = self.properties[spec.name]["bus"]
+        parent = self.specs.get(spec.parent or "")
+        below = bus == OWN_PORT or (parent is not None and parent.kind in PLUGGABLE)
+        alone = "multifunction" not in self.properties[spec.name]
+        return Plugging.QMP if below and alone and spec.kind not in BRIDGES else Plugging.SYSFS
+
+    def _external(self, spec: DeviceSpec, address: str) -> None:
+        if self.vendor == "arm_smmu":
+            raise Inexpressible("QEMU's device tree calls no port external-facing")
+        if not address.startswith("0000:00:"):
+            raise Inexpressible("only ports of the root bus have a name in QEMU's ACPI tables")
+        slot, function = address[8:].split(".")
+        self.external.append(int(slot, 16) << 3 | int(function))
+
+    def _region(self, spec: DeviceSpec, region: Any, address: str, placed: Mapping[str, Any]) -> Region:
+        """Memory that firmware reserves: VT-d's kind follows from what the device is, AMD-Vi knows one."""
+        usb = self.models.get(spec.name) is USB
+        kinds = {"intel_vtd": "direct-relaxable" if usb else "direct", "amd_vi": "direct"}
+        kind = kinds.get(self.vendor)
+        if kind is None:
+            raise Inexpressible("QEMU's firmware tells an Arm kernel of no reserved memory")
+        if region.type != kind:
+            raise Inexpressible(
+                f"firmware reserves memory for QEMU's {self.models[spec.name].name} as {kind}, not as {region.type}"
+            )
+        path: list[tuple[int, int]] = []
+        at: str | None = address
+        while at is not None:
+            slot, function = at[8:].split(".")
+            path.insert(0, (int(slot, 16), int(function)))
+            at = placed[at].parent
+        requester = int(address[5:7], 16) << 8 | path[-1][0] << 3 | path[-1][1]
+        return Region(region.start, region.end, requester, tuple(path))
+
+
+def reasons(cases: Sequence[tuple[Machine, BootSpec, str, str]]) -> dict[str, int]:
+    """Why cases cannot be realised, and how often; empty for those that can."""
+    found: dict[str, int] = {}
+    for case in cases:
+        try:
+            realise(*case)
+            reason = ""
+        except Inexpressible as error:
+            reason = str(error)
+        found[reason] = found.get(reason, 0) + 1
+    return found
