@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from iommukit.cli import oracle_check, oracle_kernel
+from iommukit.cli import oracle_check, oracle_kernel, oracle_trace
 from iommukit.cli.options import (
     KERNEL_HELP,
     Command,
@@ -46,6 +46,7 @@ def command(context: click.Context) -> None:
 
 
 oracle_kernel.command.add_command(oracle_check.command)
+oracle_kernel.command.add_command(oracle_trace.command)
 command.add_command(oracle_kernel.command)
 
 

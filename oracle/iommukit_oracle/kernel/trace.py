@@ -104,8 +104,8 @@ def record_trace(kernel: GuestKernel, vendor: str, device: str, size: int, cmdli
     if not summed_up(trace, "the kernel's trace").maps:
         kind = next(group.type for group in header.groups if group.id == int(found["group"]))
         raise InputError(
-            f"{kernel.package} traced no map for the {device} disk, whose group is {kind or 'without a type'}: an identity domain maps "
-            "nothing, and s390 before 6.7 does not map through the IOMMU API"
+            f"{kernel.package} traced no map for the {device} disk, whose group has the type {kind or '(none)'}: "
+            "an identity domain maps nothing, and s390 before 6.7 does not map through the IOMMU API"
         )
     return trace
 

@@ -1,0 +1,103 @@
+"""``iommukit oracle kernel trace``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from iommukit.cli.options import Command, json_flag
+
+if TYPE_CHECKING:
+    from iommukit_oracle.traces import Trace
+
+UNITS = {"": 0, "KiB": 10, "MiB": 20}
+
+
+@click.command(
+    "trace",
+    cls=Command,
+    examples=(
+        "iommukit oracle kernel trace --kernel 6.12 --vendor intel_vtd -o nvme.jsonl.xz",
+        "iommukit oracle kernel trace --kernel 7.2 --vendor s390 --device virtio --bytes 4MiB -o disk.jsonl",
+        "iommukit oracle kernel trace --show nvme.jsonl.xz",
+    ),
+)
+@click.option("--kernel", metavar="KERNEL", help="6.1, 6.12 or 7.2.")
+@click.option("--vendor", metavar="VENDOR", help="intel_vtd, amd_vi, arm_smmu or s390.")
+@click.option("--device", type=click.Choice(["nvme", "virtio"]), help="The disk.  Default: nvme, on s390 virtio.")
+@click.option("--bytes", "size", default="1MiB", show_default=True, metavar="SIZE", help="How much is read: bytes, KiB or MiB.")
+@click.option("--cmdline", default="", metavar="TEXT", help="More for the kernel's command line, such as iommu.strict=1.")
+@click.option("-o", "--output", metavar="FILE", help="Where to write, .jsonl or .jsonl.xz.")
+@click.option("--show", "shown", metavar="FILE", help="Sum up a trace in place of recording one.")
+@json_flag
+def command(
+    kernel: str | None,
+    vendor: str | None,
+    device: str | None,
+    size: str,
+    cmdline: str,
+    output: str | None,
+    shown: str | None,
+    as_json: bool,
+) -> int:
+    """Record what a real kernel maps and unmaps while a disk is read, or sum up such a trace.
+
+    Each event has its time, IOVA, physical address and size.  docs/traces.md has the format.
+    """
+    from iommukit.errors import InputError
+    from iommukit_oracle.guest.kernels import debian_kernel
+    from iommukit_oracle.kernel.trace import machine_for, record_trace
+    from iommukit_oracle.recording import SUFFIXES
+    from iommukit_oracle.traces import read_trace, write_trace
+
+    if shown is not None:
+        if kernel or vendor or device or cmdline or output:
+            raise InputError("--show takes a trace that is there: it excludes what records one")
+        tell(read_trace(Path(shown)), shown, as_json)
+        return 0
+    if kernel is None or vendor is None or output is None:
+        raise InputError("--kernel, --vendor and -o are needed to record a trace, or --show FILE")
+    if not output.endswith(SUFFIXES):
+        raise InputError(f"a name ending in {' or '.join(SUFFIXES)} was expected", source=output)
+    amount = re.fullmatch(r"(\d{1,12})(|KiB|MiB)", size)
+    if amount is None:
+        raise InputError(f"--bytes: a number was expected, with KiB or MiB behind it, not {size!r}")
+    chosen = device or ("virtio" if vendor == "s390" else "nvme")
+    arch = machine_for(vendor).debian
+    trace = record_trace(debian_kernel(kernel, arch), vendor, chosen, int(amount[1]) << UNITS[amount[2]], cmdline)
+    write_trace(Path(output), trace)
+    tell(trace, output, as_json)
+    return 0
+
+
+def tell(trace: Trace, source: str, as_json: bool) -> None:
+    """Print a trace's summary.  Raises ``InputError`` where the trace contradicts itself."""
+    from iommukit.cli.output import show, show_json
+    from iommukit.report.page import Page
+    from iommukit_oracle.trace_summary import summed_up
+
+    header, found = trace.header, summed_up(trace, source)
+    if as_json:
+        show_json({**header.model_dump(mode="json", by_alias=True), "summary": asdict(found)})
+        return
+    work = header.work
+    device = next((each for each in header.devices if each.address == work.device), None)
+    group = next((each for each in header.groups if device is not None and each.id == device.group), None)
+    page = Page()
+    page.line(f"{source}: {header.package}, {header.vendor}, QEMU {header.qemu}")
+    page.pairs(
+        [
+            ("device", f"{work.device}, {device.driver if device else 'unknown'}: {work.kind} {work.amount}, {work.result}"),
+            ("group", f"{group.id}, {group.type}" if group else "none"),
+            ("events", f"{found.events}, of the device {found.maps} maps and {found.unmaps} unmaps"),
+            ("mapped", f"{found.peak_pages} pages at most, {found.left_pages} at the end"),
+            ("IOVAs", f"{found.lowest:#x} to {found.end:#x}"),
+            ("lifetimes", f"{found.median_lifetime / 1000:.0f} us median, {found.longest_lifetime / 1000:.0f} us longest"),
+        ],
+        indent=2,
+    )
+    show(page)
