@@ -43,6 +43,13 @@ def test_a_trace_that_cannot_be_relied_on(old: str, new: str, message: str) -> N
         live_pages(parse_trace([line.replace(old, new) for line in TRACE]))
 
 
+def test_a_fault_has_the_driver_s_and_the_device_s_name() -> None:
+    head = "# entries-in-buffer/entries-written: 1/1   #P:1"
+    line = "  irq/24-1  [000] d.h1.  2.000001: io_page_fault: IOMMU:e1000e 0000:00:04.0 iova=0x0000000000001000 flags=0x0001"
+    (event,) = parse_trace([head, line])
+    assert event.fields == {"driver": "e1000e", "device": "0000:00:04.0", "iova": "0x0000000000001000", "flags": "0x0001"}
+
+
 def test_a_domain_of_several_devices_counts_once() -> None:
     device = {"mode": "translated", "domain": 1, "device": "x", "ranges": [{"iova": "0x1000", "physical": "0x2000", "size": 8192}]}
     other = device | {"domain": 2}

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from iommukit.cli.options import Command, json_flag
+from iommukit.cli.oracle_kernel import find_kernel, image_option, modules_option
 
 if TYPE_CHECKING:
+    from iommukit_oracle.kernel.trace import Kind
     from iommukit_oracle.traces import Trace
 
 UNITS = {"": 0, "KiB": 10, "MiB": 20}
@@ -22,40 +24,51 @@ UNITS = {"": 0, "KiB": 10, "MiB": 20}
     cls=Command,
     examples=(
         "iommukit oracle kernel trace --kernel 6.12 --vendor intel_vtd -o nvme.jsonl.xz",
-        "iommukit oracle kernel trace --kernel 7.2 --vendor s390 --device virtio --bytes 4MiB -o disk.jsonl",
+        "iommukit oracle kernel trace --kernel 7.2 --vendor s390 --device disk --bytes 4MiB -o disk.jsonl",
         "iommukit oracle kernel trace --show nvme.jsonl.xz",
     ),
 )
 @click.option("--kernel", metavar="KERNEL", help="6.1, 6.12 or 7.2.")
-@click.option("--vendor", metavar="VENDOR", help="intel_vtd, amd_vi, arm_smmu or s390.")
-@click.option("--device", type=click.Choice(["nvme", "virtio"]), help="The disk.  Default: nvme, on s390 virtio.")
-@click.option("--bytes", "size", default="1MiB", show_default=True, metavar="SIZE", help="How much is read: bytes, KiB or MiB.")
+@click.option("--vendor", metavar="VENDOR", help="A vendor plugin's name.")
+@click.option(
+    "--device",
+    type=click.Choice(["disk", "nvme", "nic"]),
+    default="disk",
+    show_default=True,
+    help="A virtio disk, an NVMe disk or a card.",
+)
+@click.option("--bytes", "size", default="1MiB", show_default=True, metavar="SIZE", help="How much of a disk is read.")
 @click.option("--cmdline", default="", metavar="TEXT", help="More for the kernel's command line, such as iommu.strict=1.")
+@image_option
+@modules_option
 @click.option("-o", "--output", metavar="FILE", help="Where to write, .jsonl or .jsonl.xz.")
 @click.option("--show", "shown", metavar="FILE", help="Sum up a trace in place of recording one.")
 @json_flag
 def command(
     kernel: str | None,
     vendor: str | None,
-    device: str | None,
+    device: Kind,
     size: str,
     cmdline: str,
+    image: str | None,
+    modules: str | None,
     output: str | None,
     shown: str | None,
     as_json: bool,
 ) -> int:
-    """Record what a real kernel maps and unmaps while a disk is read, or sum up such a trace.
+    """Record what a real kernel maps and unmaps while a device works, or sum up such a trace.
+
+    The device is a disk that is read or a card that asks the network; it is the only one that does DMA.
 
     Each event has its time, IOVA, physical address and size.  docs/traces.md has the format.
     """
     from iommukit.errors import InputError
-    from iommukit_oracle.guest.kernels import debian_kernel
     from iommukit_oracle.kernel.trace import machine_for, record_trace
     from iommukit_oracle.recording import SUFFIXES
     from iommukit_oracle.traces import read_trace, write_trace
 
     if shown is not None:
-        if kernel or vendor or device or cmdline or output:
+        if kernel or vendor or cmdline or image or modules or output:
             raise InputError("--show takes a trace that is there: it excludes what records one")
         tell(read_trace(Path(shown)), shown, as_json)
         return 0
@@ -66,9 +79,8 @@ def command(
     amount = re.fullmatch(r"(\d{1,12})(|KiB|MiB)", size)
     if amount is None:
         raise InputError(f"--bytes: a number was expected, with KiB or MiB behind it, not {size!r}")
-    chosen = device or ("virtio" if vendor == "s390" else "nvme")
-    arch = machine_for(vendor).debian
-    trace = record_trace(debian_kernel(kernel, arch), vendor, chosen, int(amount[1]) << UNITS[amount[2]], cmdline)
+    found = find_kernel(image, modules)(kernel, machine_for(vendor).debian)
+    trace = record_trace(found, vendor, device, int(amount[1]) << UNITS[amount[2]], cmdline)
     write_trace(Path(output), trace)
     tell(trace, output, as_json)
     return 0

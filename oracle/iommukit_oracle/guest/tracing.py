@@ -58,7 +58,9 @@ def parse_trace(lines: Sequence[str]) -> list[Event]:
         found = _LINE.search(line)
         if found is None:
             raise InputError(f"this is no event of the IOMMU layer: {line.strip()}")
-        fields = {name.strip(): value for name, value in _FIELD.findall(found[4])}
+        fields = dict(_FIELD.findall(found[4]))
+        if found[3] == "io_page_fault":  # the only one that begins with values
+            fields.update(zip(("driver", "device"), found[4].split(), strict=False))
         events.append(Event(int(found[1] + found[2]) * 1000, found[3], fields))
     if len(events) != int(counts[1]):
         raise InputError(f"{len(events)} events were printed of {counts[1]}")

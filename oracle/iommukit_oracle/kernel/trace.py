@@ -1,4 +1,4 @@
-"""Recording a trace: boot a real kernel with one disk behind the IOMMU, read from it, and keep what the IOMMU API was asked for."""
+"""Recording a trace: boot a real kernel with one device behind the IOMMU, have it work, keep what the IOMMU API was asked for."""
 
 from __future__ import annotations
 
@@ -19,19 +19,37 @@ LIMIT = 16 << 20
 """Bytes that are read at most, and the disk's size: the kernel's buffer has room for some ten thousand events."""
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """A disk of QEMU: its name in a trace, the value of ``-device``, the PCI class it has, and the modules with its driver."""
+SECONDS = 10
+"""For a card to get an answer; a link that comes up takes two or three."""
 
-    kind: Literal["disk", "nvme"]
+Kind = Literal["disk", "nvme", "nic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A device of QEMU that can be put to work: the value of ``-device``, its PCI class, the modules with its driver."""
+
     argument: str
     class_code: str
     modules: Sequence[str]
 
 
-DISKS: Mapping[str, Disk] = {
-    "nvme": Disk("nvme", "nvme,serial=iommukit", "010802", ("nvme",)),
-    "virtio": Disk("disk", "virtio-blk-pci,iommu_platform=on,disable-legacy=on", "010000", ("virtio_pci", "virtio_blk")),
+_VIRTIO = "iommu_platform=on,disable-legacy=on"
+WORKERS: Mapping[Kind, Worker] = {
+    "disk": Worker(f"virtio-blk-pci,drive=store,{_VIRTIO}", "010000", ("virtio_pci", "virtio_blk")),
+    "nvme": Worker("nvme,drive=store,serial=iommukit", "010802", ("nvme",)),
+    "nic": Worker("e1000e,netdev=net,mac=52:54:00:00:00:01,romfile=", "020000", ("e1000e",)),
+}
+"""A virtio disk, an NVMe disk, a network card."""
+WORKERS_ON_S390: Mapping[Kind, Worker] = {
+    "disk": WORKERS["disk"],
+    "nic": Worker(f"virtio-net-pci,netdev=net,{_VIRTIO},romfile=", "020000", ("virtio_pci", "virtio_net")),
+}
+"""QEMU has only virtio there."""
+BACKENDS: Mapping[Kind, Sequence[str]] = {
+    "disk": ("-blockdev", f"null-co,node-name=store,size={LIMIT},read-zeroes=on"),
+    "nvme": ("-blockdev", f"null-co,node-name=store,size={LIMIT},read-zeroes=on"),
+    "nic": ("-netdev", "user,id=net,restrict=on"),
 }
 MORE: Mapping[str, str] = {"intel_vtd": "intel_iommu=on"}
 """What a vendor's IOMMU needs on the command line."""
@@ -45,37 +63,38 @@ def machine_for(vendor: str) -> GuestMachine:
     return known[vendor]
 
 
-def record_trace(kernel: GuestKernel, vendor: str, device: str, size: int, cmdline: str = "") -> Trace:
-    """Boot, read ``size`` bytes, and keep the trace since the boot.
+def record_trace(kernel: GuestKernel, vendor: str, device: Kind, size: int, cmdline: str = "") -> Trace:
+    """Boot, read ``size`` bytes of a disk or have a card ask the network, and keep the trace since the boot.
 
-    Raises ``InputError`` where that cannot be had, with the reason: no such disk, no trace on this kernel, events lost.
+    Raises ``InputError`` where that cannot be had, with the reason: no such device, no trace on this kernel, events lost.
     """
-    machine, disk = machine_for(vendor), DISKS[device]
+    machine = machine_for(vendor)
     zpci = machine.debian == "s390x"
-    if zpci and device != "virtio":
-        raise InputError(f"on s390 QEMU's only disk on PCI is virtio, not {device}")
+    worker = (WORKERS_ON_S390 if zpci else WORKERS).get(device)
+    if worker is None:
+        raise InputError(f"QEMU has no {device} for s390; there are {', '.join(WORKERS_ON_S390)}")
     if not 0 < size <= LIMIT:
         raise InputError(f"a trace reads between 1 byte and {LIMIT >> 20} MiB, not {size} bytes")
-    argument = f"{disk.argument},id=disk,drive=store"
-    devices = ("zpci,uid=1,fid=1,target=disk", argument) if zpci else (f"{argument},addr=4",)
-    extra = ("-blockdev", f"null-co,node-name=store,size={LIMIT},read-zeroes=on")
+    argument = f"{worker.argument},id={device}"
+    devices = (f"zpci,uid=1,fid=1,target={device}", argument) if zpci else (f"{argument},addr=4",)
+    command, amount = ("network", SECONDS) if device == "nic" else ("disk", size)
     words = " ".join(word for word in (CMDLINE, MORE.get(vendor, ""), cmdline) if word)
-    start = initrd(kernel, machine.debian, disk.modules)
-    with Guest(machine, kernel.image, start, words, devices=devices, extra=extra) as guest:
+    start = initrd(kernel, machine.debian, worker.modules)
+    with Guest(machine, kernel.image, start, words, devices=devices, extra=BACKENDS[device]) as guest:
         counts = {"boot": _entries(guest)}
         inserted = guest.ask("insert", *guest.ask("read", "/mods/order"))
         if failed := {name: said for name, said in inserted.items() if said != "ok"}:
             raise InputError(f"the guest could not load {failed}")
         counts["probe"] = _entries(guest)
         state = guest.ask("state")
-        found = next((each for each in state["functions"] if each["class"] == disk.class_code), None)
+        found = next((each for each in state["functions"] if each["class"] == worker.class_code), None)
         if found is None or not found["driver"]:
-            raise InputError(f"no driver of {kernel.package} took the {device} disk")
+            raise InputError(f"no driver of {kernel.package} took the {device}")
         if found["group"] == "":
             raise InputError(f"{found['address']} is in no group: {kernel.package} does not use the IOMMU of {vendor}")
-        said = guest.ask("disk", found["address"], str(size))
+        said = guest.ask(command, found["address"], str(amount))
         if said != "ok":
-            raise InputError(f"the {device} disk could not be read: {said}")
+            raise InputError(f"the {device} does not work: {said}")
         counts["work"] = _entries(guest)
         hello = guest.ask("hello")
         events = from_kernel(quiet_trace(guest))
@@ -92,7 +111,7 @@ def record_trace(kernel: GuestKernel, vendor: str, device: str, size: int, cmdli
             qemu_args=shlex.join(guest.arguments),
             page_size=4096,
             resolution_ns=1000,
-            work=Work(kind=disk.kind, device=found["address"], amount=size, result=said),
+            work=Work(kind=device, device=found["address"], amount=amount, result=said),
             devices=tuple(_device(each) for each in state["functions"]),
             groups=tuple(_group(each) for each in state["groups"]),
             phases=tuple(
@@ -104,7 +123,7 @@ def record_trace(kernel: GuestKernel, vendor: str, device: str, size: int, cmdli
     if not summed_up(trace, "the kernel's trace").maps:
         kind = next(group.type for group in header.groups if group.id == int(found["group"]))
         raise InputError(
-            f"{kernel.package} traced no map for the {device} disk, whose group has the type {kind or '(none)'}: "
+            f"{kernel.package} traced no map for the {device}, whose group has the type {kind or '(none)'}: "
             "an identity domain maps nothing, and s390 before 6.7 does not map through the IOMMU API"
         )
     return trace
