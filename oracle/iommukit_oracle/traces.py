@@ -150,14 +150,19 @@ class Trace:
     header: TraceHeader
     events: tuple[TraceEvent, ...]
 
+    @property
+    def group(self) -> int | None:
+        """The number of the working device's group."""
+        work = self.header.work.device
+        return next((device.group for device in self.header.devices if device.address == work), None)
+
     def attributed(self) -> Iterator[tuple[TraceEvent, int | None]]:
         """The maps and unmaps, each with the group in whose domain it is; ``None`` where the device has no group.
 
         The kernel does not say the domain.  A map of an address to itself within a group's direct region is that group's, and where
         several groups have the region each gets one in turn.  What is mapped there is unmapped there.  All else is the device's.
         """
-        work = self.header.work.device
-        own = next((device.group for device in self.header.devices if device.address == work), None)
+        own = self.group
         direct: dict[tuple[int, int], list[int]] = {}
         for event in self.events:
             if event.name not in ("map", "unmap"):

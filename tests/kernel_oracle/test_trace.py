@@ -46,7 +46,7 @@ def test_a_sample_can_be_carried_out(path: Path, tmp_path: Path) -> None:
     assert found.left_pages + found.others == balance.total()
     assert found.maps > found.unmaps > 0
     assert found.peak_pages * trace.header.page_size >= 64 << 10
-    assert 0 < found.median_lifetime <= found.longest_lifetime
+    assert 0 < found.lifetimes.shortest <= found.lifetimes.median <= found.lifetimes.longest
     assert trace.header.work.result == "ok"
     write_trace(tmp_path / path.name, trace)
     assert (tmp_path / path.name).read_bytes() == path.read_bytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from iommukit.cli.oracle_kernel import find_kernel, image_option, modules_option
 
 if TYPE_CHECKING:
     from iommukit_oracle.kernel.trace import Kind
+    from iommukit_oracle.trace_summary import Spread
     from iommukit_oracle.traces import Trace
 
 UNITS = {"": 0, "KiB": 10, "MiB": 20}
@@ -90,26 +90,40 @@ def tell(trace: Trace, source: str, as_json: bool) -> None:
     """Print a trace's summary.  Raises ``InputError`` where the trace contradicts itself."""
     from iommukit.cli.output import show, show_json
     from iommukit.report.page import Page
-    from iommukit_oracle.trace_summary import summed_up
+    from iommukit_oracle.trace_summary import summary_json, summed_up
 
-    header, found = trace.header, summed_up(trace, source)
     if as_json:
-        show_json({**header.model_dump(mode="json", by_alias=True), "summary": asdict(found)})
+        show_json(summary_json(trace, source))
         return
+    header, found = trace.header, summed_up(trace, source)
     work = header.work
     device = next((each for each in header.devices if each.address == work.device), None)
-    group = next((each for each in header.groups if device is not None and each.id == device.group), None)
+    group = next((each for each in header.groups if each.id == trace.group), None)
+    amount = f"for at most {work.amount} s" if work.kind == "nic" else f"{work.amount} bytes"
     page = Page()
     page.line(f"{source}: {header.package}, {header.vendor}, QEMU {header.qemu}")
     page.pairs(
         [
-            ("device", f"{work.device}, {device.driver if device else 'unknown'}: {work.kind} {work.amount}, {work.result}"),
+            ("device", f"{work.device}, {device.driver if device else 'unknown'}: {work.kind}, {amount}, {work.result}"),
             ("group", f"{group.id}, {group.type}" if group else "none"),
             ("events", f"{found.events}, of the device {found.maps} maps and {found.unmaps} unmaps"),
             ("mapped", f"{found.peak_pages} pages at most, {found.left_pages} at the end"),
-            ("IOVAs", f"{found.lowest:#x} to {found.end:#x}"),
-            ("lifetimes", f"{found.median_lifetime / 1000:.0f} us median, {found.longest_lifetime / 1000:.0f} us longest"),
+            ("sizes", ", ".join(f"{count} of {size >> 10} KiB" for size, count in found.sizes.items())),
+            (
+                "IOVAs",
+                f"{found.ranges[0][0]:#x} to {found.ranges[-1][1]:#x} in {len(found.ranges)} pieces" if found.ranges else "none",
+            ),
+            ("unmapped", durations(found.lifetimes)),
+            ("used again", durations(found.returns)),
         ],
         indent=2,
     )
     show(page)
+
+
+def durations(spread: Spread) -> str:
+    """Durations in words: how many pages, and how long."""
+    if not spread.count:
+        return "no page"
+    shortest, middle, longest = (f"{value / 1000:,.0f}" for value in (spread.shortest, spread.median, spread.longest))
+    return f"{spread.count} pages, after {shortest} to {longest} us, median {middle} us"
