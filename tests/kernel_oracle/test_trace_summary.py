@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from iommukit.cli.main import cli
+from iommukit.cli.oracle_trace import addresses
 from iommukit.errors import InputError
 from iommukit_oracle.guest.tracing import Event
 from iommukit_oracle.trace_summary import Spread, summary_json, summed_up
@@ -80,7 +81,7 @@ TRACE = made(
 
 
 def test_whose_mapping_is_whose() -> None:
-    """Two groups have the same direct region, so the first two maps of it are theirs; the third of a part of it is again a group's."""
+    """Two groups have the same direct region: the first two maps of it are theirs, and so is one of a part of it."""
     assert [group for _, group in TRACE.attributed()] == [2, 3, 2, 1, 1, 1, 1, 2]
 
 
@@ -178,12 +179,18 @@ def test_events_as_a_guest_tells_them() -> None:
         from_kernel([Event(5, "mop", {})])
 
 
+def test_many_addresses() -> None:
+    assert addresses([]) == "none"
+    assert addresses([(0, 1), (4, 5)]) == "0x0 to 0x1; 0x4 to 0x5"
+    assert addresses([(0, 1), (4, 5), (8, 9), (12, 13)]) == "0x0 to 0xd in 4 pieces"
+
+
 def test_the_page(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     write_trace(path, made(*(each for each in TRACE.events if each.time != 3000)))
     result = CliRunner().invoke(cli, ["oracle", "kernel", "trace", "--show", str(path)])
     assert result.exit_code == 0, result.output
     assert "1 of 4 KiB, 1 of 8 KiB" in result.stdout
-    assert "0xffffe000 to 0xffffffff in 1 pieces" in result.stdout
+    assert "0xffffe000 to 0xffffffff\n" in result.stdout
     assert "3 pages, after 2 to 10 us, median 5 us" in result.stdout
-    assert "1 pages, after 3 to 3 us, median 3 us" in result.stdout
+    assert "1 page, after 3 to 3 us, median 3 us" in result.stdout

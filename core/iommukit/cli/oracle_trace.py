@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,10 +110,7 @@ def tell(trace: Trace, source: str, as_json: bool) -> None:
             ("events", f"{found.events}, of the device {found.maps} maps and {found.unmaps} unmaps"),
             ("mapped", f"{found.peak_pages} pages at most, {found.left_pages} at the end"),
             ("sizes", ", ".join(f"{count} of {size >> 10} KiB" for size, count in found.sizes.items())),
-            (
-                "IOVAs",
-                f"{found.ranges[0][0]:#x} to {found.ranges[-1][1]:#x} in {len(found.ranges)} pieces" if found.ranges else "none",
-            ),
+            ("IOVAs", addresses(found.ranges)),
             ("unmapped", durations(found.lifetimes)),
             ("used again", durations(found.returns)),
         ],
@@ -121,9 +119,16 @@ def tell(trace: Trace, source: str, as_json: bool) -> None:
     show(page)
 
 
+def addresses(ranges: Sequence[tuple[int, int]]) -> str:
+    """Ranges in words: each of a few, of many only where they begin and end."""
+    if len(ranges) > 3:
+        return f"{ranges[0][0]:#x} to {ranges[-1][1]:#x} in {len(ranges)} pieces"
+    return "; ".join(f"{first:#x} to {last:#x}" for first, last in ranges) or "none"
+
+
 def durations(spread: Spread) -> str:
     """Durations in words: how many pages, and how long."""
     if not spread.count:
         return "no page"
     shortest, middle, longest = (f"{value / 1000:,.0f}" for value in (spread.shortest, spread.median, spread.longest))
-    return f"{spread.count} pages, after {shortest} to {longest} us, median {middle} us"
+    return f"{spread.count} page{'s' * (spread.count > 1)}, after {shortest} to {longest} us, median {middle} us"
