@@ -15,6 +15,7 @@ NOT_MODELLED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^DMAR: DRHD base", "a remapping unit's scope, for which a machine without a DMAR table has no words"),
         (r"^DMAR: \[Firmware Bug\]", "memory that firmware has not reserved in its memory map"),
         (r"^DMAR: DRHD: handling fault status|^DMAR: \[DMA (Read|Write)", "DMA faults"),
+        (r"^arm-smmu-v3 \S+: (event 0x|(\t|\\x09)0x)", "events of an SMMU"),
         (r"AMD IOMMUv2", "AMD's driver for process address spaces, which Debian builds in"),
         (r"^software IO TLB: ", "bounce buffers"),
         (r"^Unknown kernel command line parameters|^    \S", "the kernel's list of options that nobody reads"),

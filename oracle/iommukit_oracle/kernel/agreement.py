@@ -30,7 +30,7 @@ from iommukit_oracle.kernel.record import BootRecord, RunRecord, StateRecord, St
 from iommukit_oracle.kernel.store import Store
 from iommukit_oracle.logs import about_dma, compare_lines, modelled
 from iommukit_oracle.observations import Observation, Replay, Verdict
-from iommukit_oracle.qemu_machine import PROFILE
+from iommukit_oracle.qemu_machine import ACS, PROFILE
 from iommukit_oracle.replay import Session
 
 BURST = 10
@@ -208,6 +208,9 @@ def as_run(
     try:
         session.boot()
         for done in boot.set_up:
+            if done.op == "acs":
+                _switch_on(session, done.device)
+                continue
             arguments = {"device": done.device, **({"driver": done.driver} if done.op == "bind" else {})}
             session.compare(done.op, f"set-up, {done.driver} of {done.device}", "ok", session.perform(done.op, **arguments).result)
         comparison = _Comparison(boot, run, Way.AS_RUN)
@@ -215,6 +218,12 @@ def as_run(
     finally:
         session.run.close()
     return outcome.observations, comparison.observations
+
+
+def _switch_on(session: Session, address: str) -> None:
+    """Access control that the kernel had left off was switched on at a port."""
+    device = session.run.system.devices[address]
+    device.facts = changed(device.facts, acs=frozenset(ACS))
 
 
 def _addressed(step: Step, names: Mapping[str, str]) -> Step:

@@ -34,7 +34,7 @@ _PORT = """    External (\\_SB.PCI0.S{number:02X}, DeviceObj)
             Package () {{ Package () {{ "ExternalFacingPort", 1 }}, Package () {{ "UID", {order} }} }}
         }})
     }}"""
-"""QEMU names the device in slot s with function f ``S`` and s * 8 + f (PCI Firmware and Windows' DMA protection for the property)."""
+"""QEMU names the device in slot s with function f ``S`` and s * 8 + f; the property is that of Windows' DMA protection."""
 TIMEOUT = 30
 """Seconds for the compiler."""
 

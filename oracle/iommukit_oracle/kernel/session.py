@@ -42,6 +42,10 @@ MODULES = (
 """What guests load; a kernel for s390 lacks some of them."""
 ACS_ON = "29"
 """SV, RR, CR and UF of the access control register (PCIe 7.7.11.3)."""
+IOMMU_CLASS = "0806"
+"""Of an IOMMU that is a function itself."""
+STAY = ("vfio", "pci_stub", "irqbypass")
+"""Modules that are never unloaded, by the beginning of their names."""
 STUB = "pci-stub"
 """A driver that takes any device and does nothing."""
 
@@ -105,6 +109,10 @@ class Session:
         self.modules = start_archive(kernel, guest.machine.debian)[1]
         self.inserted = False
         guest.ask("write", f"{TRACING}/events/iommu/{ATTACHED}/enable", "1")
+        self.meets_at_bind = bool(self.units) and any(
+            not each["group"] for each in seen["functions"] if not each["class"].startswith(IOMMU_CLASS)
+        )
+        """Whether devices meet their IOMMU only when a driver is bound: some had no group when the kernel had booted."""
         self.drivers_loaded = boot.drivers == "loaded"
         self.set_up = tuple(self._set_up())
         self.start = self.state()
@@ -170,9 +178,14 @@ class Session:
             self.inserted = True
 
     def withdraw_drivers(self) -> None:
-        """Unload the drivers that no device has, so that a device that comes is bound to none."""
+        """Unload the drivers that no device has, so that a device that comes is bound to none.
+
+        Those of VFIO and the stub bind only where they are told to; one of VFIO's in use would be missed.
+        """
         if self.inserted:
-            self.guest.ask("withdraw", *reversed(self.modules))
+            used = {each["driver"].replace("-", "_") for each in self.look().values()}
+            idle = [name for name in reversed(self.modules) if name not in used and not name.startswith(STAY)]
+            self.guest.ask("withdraw", *idle)
             self.inserted = False
 
     def bind(self, address: str, driver: str) -> str:
@@ -197,7 +210,7 @@ class Session:
         return found["driver"] if found else ""
 
     def _set_up(self) -> Iterable[SetUpRecord]:
-        """Switch access control on where the machine file has it on, give the devices the drivers that they have at boot, and the others none.
+        """Switch access control on where the machine file has it on, and give the devices the drivers that they have at boot.
 
         Where a device meets its IOMMU when a driver is bound, and drivers are loaded, each has been bound once.
         """

@@ -184,6 +184,10 @@ def _add(player: Player, arguments: Any) -> Done:
     driver = player.session.driver_of(arguments.device)
     if driver:
         player.session.unbind(placed.address, driver)
+        if player.session.meets_at_bind:
+            return undecided(
+                f"{driver}, which is built in, has bound itself at once, and a device meets its IOMMU then", stops=True
+            )
     return Done("ok")
 
 
