@@ -66,7 +66,8 @@ class Realisation:
     """What is booted.
 
     ``machine`` is a key of ``guest.boot.MACHINES``; ``memory`` is in bytes; ``options`` are those of the IOMMU; ``devices`` are
-    values of ``-device`` in order; ``extra`` further arguments; ``cmdline`` the kernel's, words that stand for its configuration in front.
+    values of ``-device`` in order; ``extra`` further arguments; ``cmdline`` the kernel's, words that stand for its configuration in
+    front.
     ``external`` are slot and function numbers of ports on the root bus that firmware calls external-facing, ``regions`` the memory
     that it reserves, ``opt_in`` whether it asks for protection.  ``acs`` are the addresses of ports whose access control is on:
     a kernel that has not enabled it is helped.  ``placed`` are the devices by name.  ``qemu`` names a variant (``NO_NP_CACHE``,
