@@ -52,6 +52,18 @@ def test_a_sample_can_be_carried_out(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("path", [path for path in SAMPLES if "-disk" in path.name], ids=lambda path: path.name)
+def test_lazily_an_address_stays_away_until_the_queue_is_flushed(path: Path) -> None:
+    trace = read_trace(path)
+    (kind,) = (group.type for group in trace.header.groups if group.id == trace.group)
+    returns = summed_up(trace, path.name).returns
+    if kind == "DMA-FQ":
+        assert returns.count == 0 or returns.shortest > 5_000_000
+    else:
+        assert kind == "DMA"
+        assert 0 < returns.shortest < 2_000_000
+
+
 def tampered(tmp_path: Path, line: int, old: str, new: str) -> Path:
     """The Intel sample with one line changed, counted from one."""
     lines = read_lines(INTEL)
@@ -112,6 +124,13 @@ def test_a_page_that_is_mapped_twice(tmp_path: Path) -> None:
         (["--kernel", "6.12", "--vendor", "riscv", "-o", "x.jsonl"], "no machine of QEMU has the IOMMU of 'riscv'"),
         (["--kernel", "6.12", "--vendor", "s390", "-o", "x.txt"], "a name ending in .jsonl"),
         (["--kernel", "6.12", "--vendor", "s390", "--bytes", "1GB", "-o", "x.jsonl"], "--bytes: a number was expected"),
+        (["--kernel", "6.12", "--vendor", "s390", "--modules", ".", "-o", "x.jsonl"], "--modules belongs to an --image"),
+        (["--kernel", "x", "--vendor", "s390", "--image", "/none", "-o", "x.jsonl"], "a kernel image was expected"),
+        (["--kernel", "x", "--vendor", "s390", "--image", __file__, "--device", "nvme", "-o", "x.jsonl"], "no nvme for s390"),
+        (
+            ["--kernel", "x", "--vendor", "s390", "--image", __file__, "--bytes", "17MiB", "-o", "x.jsonl"],
+            "not 17825792 bytes",
+        ),
     ],
 )
 def test_what_cannot_be_recorded(words: list[str], message: str) -> None:
