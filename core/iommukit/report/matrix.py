@@ -10,7 +10,7 @@ from iommukit.kernel.kernel import Kernel
 from iommukit.report.answer import Answer, answer
 from iommukit.report.page import Page, Span, counted, listed
 from iommukit.report.runs import run_cases
-from iommukit.report.vouchers import Evidence, Vouched, Voucher, digest_of_played
+from iommukit.report.vouchers import MARK, Evidence, Vouched, Voucher, digest_of_played
 from iommukit.scenario.model import Scenario
 from iommukit.scenario.result import Outcome, Result
 from iommukit.vendors import Vendor, VendorRegistry
@@ -54,11 +54,12 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Cells that look the same: every one of ``vendors`` under every one of ``kernels``."""
+    """Cells that look the same: every one of ``vendors`` under every one of ``kernels``; ``marks`` of what vouches for some."""
 
     vendors: tuple[str, ...]
     kernels: tuple[str, ...]
     cell: Cell
+    marks: str = ""
 
 
 @dataclass(slots=True)
@@ -97,11 +98,19 @@ def bundle(cells: Iterable[Cell]) -> list[Bundle]:
     by_vendor: dict[str, dict[tuple[Outcome, str], list[Cell]]] = {}
     for cell in cells:
         by_vendor.setdefault(cell.vendor, {}).setdefault(cell.look, []).append(cell)
-    merged: dict[tuple[tuple[Outcome, str], tuple[str, ...]], list[Cell]] = {}
+    merged: dict[tuple[tuple[Outcome, str], tuple[str, ...]], list[list[Cell]]] = {}
     for looks in by_vendor.values():
         for look, same in looks.items():
-            merged.setdefault((look, tuple(cell.kernel for cell in same)), []).append(same[0])
-    return [Bundle(tuple(cell.vendor for cell in same), kernels, same[0]) for (_, kernels), same in merged.items()]
+            merged.setdefault((look, tuple(cell.kernel for cell in same)), []).append(same)
+    return [
+        Bundle(tuple(same[0].vendor for same in rows), kernels, rows[0][0], _marks(cell for same in rows for cell in same))
+        for (_, kernels), rows in merged.items()
+    ]
+
+
+def _marks(cells: Iterable[Cell]) -> str:
+    found = {cell.vouched.by for cell in cells if cell.vouched is not None}
+    return "".join(MARK[each] for each in Voucher if each in found)
 
 
 @dataclass(slots=True)
@@ -130,12 +139,12 @@ class Matrix:
                     counts[cell.outcome] += 1
         return counts
 
-    def vouchers(self, kernel: str | None = None) -> dict[Voucher | None, int]:
+    def vouchers(self, kernel: str | None = None, vendor: str | None = None) -> dict[Voucher | None, int]:
         """How often each vouches for a cell that happened, ``None`` being nothing."""
         counts: dict[Voucher | None, int] = dict.fromkeys((*Voucher, None), 0)
         for row in self.rows:
             for cell in row.cells:
-                if cell.happened and kernel in (None, cell.kernel):
+                if cell.happened and kernel in (None, cell.kernel) and vendor in (None, cell.vendor):
                     counts[cell.vouched.by if cell.vouched else None] += 1
         return counts
 
@@ -239,9 +248,10 @@ def names_or_all(names: Sequence[str], every: Sequence[str]) -> str:
 
 
 def matrix_page(matrix: Matrix) -> Page:
-    """Every scenario with its bundles; ``k`` and ``v`` mark where kernels and vendors differ."""
+    """Every scenario with its bundles; ``k`` and ``v`` mark where kernels and vendors differ, ``MARK`` what vouches."""
     page = Page()
-    grid = page.grid("scenario", "rule", "differs", "vendors", "kernels", "outcome", "answer")
+    vouching = ("by",) if matrix.vouching else ()
+    grid = page.grid("scenario", "rule", "differs", "vendors", "kernels", "outcome", *vouching, "answer")
     for rows in matrix.families().values():
         for row in rows:
             marks = ("k" if row.kernels_differ else "") + ("v" if row.vendors_differ else "")
@@ -255,6 +265,7 @@ def matrix_page(matrix: Matrix) -> Page:
                     names_or_all(bundled.vendors, matrix.vendor_names),
                     names_or_all(bundled.kernels, matrix.kernels),
                     Span(cell.outcome.value, OUTCOME_STYLE[cell.outcome]),
+                    *(Span(bundled.marks, "bad" if "!" in bundled.marks else "dim") for _ in vouching),
                     Span(text, "dim" if not cell.happened else "plain"),
                     section=number == 0,
                 )
@@ -288,20 +299,27 @@ VOUCHER_STYLE: dict[Voucher | None, str] = {Voucher.KERNEL: "good", Voucher.CONT
 
 def _add_vouchers(page: Page, matrix: Matrix) -> None:
     """How many of the cases that apply each vouches for, and every case that a real kernel contradicts."""
-    grid = page.grid("vouched for by", *matrix.kernels)
-    counts = {kernel: matrix.vouchers(kernel) for kernel in matrix.kernels}
-    for voucher in (*Voucher, None):
-        numbers = [counts[kernel][voucher] for kernel in matrix.kernels]
-        if any(numbers) or voucher is Voucher.KERNEL:
-            style = VOUCHER_STYLE.get(voucher, "plain")
-            name = Span(voucher.value if voucher else "nothing", "name")
-            grid.add(name, *(Span(str(number or "-"), style if number else "dim") for number in numbers))
-    page.blank()
+    _count_vouchers(page, {kernel: matrix.vouchers(kernel) for kernel in matrix.kernels})
+    if len(matrix.vendors) > 1:
+        _count_vouchers(page, {vendor: matrix.vouchers(vendor=vendor) for vendor in matrix.vendor_names})
     for row in matrix.rows:
         for cell in row.cells:
             if cell.vouched is not None and cell.vouched.by is Voucher.CONTRADICTED:
                 where = f"{row.scenario.scenario} under {cell.kernel} with {cell.vendor}"
-                page.line(Span("contradicted", "bad"), f" by {cell.vouched.release}: {where}")
+                page.line(Span("contradicted", "bad"), f" by {cell.vouched.source}: {where}")
+
+
+def _count_vouchers(page: Page, counts: dict[str, dict[Voucher | None, int]]) -> None:
+    """A column for each kernel or vendor."""
+    grid = page.grid("vouched for by", "mark", *counts)
+    for voucher in (*Voucher, None):
+        numbers = [each[voucher] for each in counts.values()]
+        if any(numbers) or voucher is Voucher.KERNEL:
+            style = VOUCHER_STYLE.get(voucher, "plain")
+            name = Span(voucher.value if voucher else "nothing", "name")
+            mark = MARK[voucher] if voucher else ""
+            grid.add(name, mark, *(Span(str(number or "-"), style if number else "dim") for number in numbers))
+    page.blank()
 
 
 def outcomes_text(counts: dict[Outcome, int]) -> str:

@@ -14,7 +14,7 @@ OutcomeName = Literal["PASS", "FAIL", "XFAIL", "N/A", "UNDECIDED"]
 VerdictName = Literal["effective", "ineffective", "invalid", "unknown"]
 Severity = Literal["breaks", "weakens", "refuses", "differs", "improves", "cosmetic"]
 Part = Literal["enabled", "units", "log", "groups", "numbers"]
-VoucherName = Literal["kernel", "qemu", "facts", "contradicted"]
+VoucherName = Literal["kernel", "recording", "qemu", "facts", "contradicted"]
 StandingName = Literal["agrees", "differs", "explained", "undecided", "stale", "missing"]
 exact = with_config(ConfigDict(extra="forbid"))
 """No further keys."""
@@ -85,10 +85,15 @@ class VendorJson(TypedDict):
 
 @exact
 class VouchedJson(TypedDict):
-    """What vouches for a cell: which real kernel it was, what differs for a reason."""
+    """What vouches for a cell: which real kernel it was or which recordings, what differs for a reason.
+
+    ``tried``: the hardware part is decided on QEMU as well.
+    """
 
     by: VoucherName
     release: NotRequired[str]
+    recordings: NotRequired[list[str]]
+    tried: NotRequired[bool]
     note: NotRequired[str]
 
 

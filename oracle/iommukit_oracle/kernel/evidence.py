@@ -5,7 +5,6 @@ Each entry is of one file, with the digest of its bytes: where a file is missing
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from iommukit.errors import InputError
 from iommukit.report.vouchers import Evidence, Place, Record
 from iommukit.vendors import Vendor
+from iommukit_oracle.kernel.recorded import digest_of_file, recorded
 from iommukit_oracle.kernel.store import shipped_boots
+from iommukit_oracle.recording import shipped_recordings
 
 INDEX = "agreement.json.xz"
 
@@ -60,21 +61,22 @@ def read_index(folder: Path) -> Index:
         raise InputError("is no index: `iommukit oracle kernel record` writes it", source=str(path)) from error
 
 
-def evidence(vendors: Sequence[Vendor], folder: Path | None = None) -> Evidence:
-    """What vouches for the model: the records of a folder, by default the shipped ones, and QEMU's hardware."""
+def evidence(vendors: Sequence[Vendor], folder: Path | None = None, recordings: Path | None = None) -> Evidence:
+    """What vouches for the model: records of scenarios and recorded boots of a folder each, and QEMU's hardware.
+
+    Without folders it is all that is shipped; with one, that alone.
+    """
     from iommukit_conformance.selection import EMULATED
 
-    folder = shipped_boots() if folder is None else folder
+    if folder is None and recordings is None:
+        folder, recordings = shipped_boots(), shipped_recordings()
     records: dict[Place, Record] = {}
-    for name, entry in read_index(folder).files.items():
-        path = folder / name
-        if path.is_file() and digest_of_file(path) == entry.sha256:
-            for run in entry.runs:
-                records[run.scenario, run.kernel, run.vendor] = Record(run.seal, run.release, run.agrees, run.reason)
+    if folder is not None:
+        for name, entry in read_index(folder).files.items():
+            path = folder / name
+            if path.is_file() and digest_of_file(path) == entry.sha256:
+                for run in entry.runs:
+                    records[run.scenario, run.kernel, run.vendor] = Record(run.seal, run.release, run.agrees, run.reason)
     tried = [vendor.name for vendor in vendors if "emulation" in vendor.ops.implemented]
-    return Evidence(records, frozenset((kernel, vendor) for kernel in EMULATED for vendor in tried))
-
-
-def digest_of_file(path: Path) -> str:
-    """Of its bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    emulated = frozenset((kernel, vendor) for kernel in EMULATED for vendor in tried)
+    return Evidence(records, emulated, recorded(recordings) if recordings is not None else {})

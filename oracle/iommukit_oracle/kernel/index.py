@@ -16,8 +16,9 @@ from iommukit.vendors import VendorRegistry
 from iommukit_oracle.compact import write_files
 from iommukit_oracle.kernel.agreement import Agreement, Standing, check
 from iommukit_oracle.kernel.cases import cases
-from iommukit_oracle.kernel.evidence import INDEX, Entry, FileEntry, Index, digest_of_file
+from iommukit_oracle.kernel.evidence import INDEX, Entry, FileEntry, Index
 from iommukit_oracle.kernel.record import BootRecord
+from iommukit_oracle.kernel.recorded import digest_of_file
 from iommukit_oracle.kernel.store import load_store
 from iommukit_oracle.observations import Verdict
 from iommukit_oracle.recording import recording_files
