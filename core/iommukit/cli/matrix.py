@@ -52,9 +52,9 @@ def command(
     """What each kernel does with each scenario on each vendor.
 
     Every combination runs once on the model.  The table has one line for all vendors and kernels that do the same; in its column
-    "differs", k says that kernels differ and v that vendors do; "by" says what vouches for some of the line's cases: k a real kernel
-    that played the scenario, r recorded boots, q QEMU's hardware, f facts alone, ! what a real kernel contradicts.  Below it they
-    are counted; JSON and HTML say so of each case.  With a file, only the summary is printed.  Exit code 1 if any case is a FAIL.
+    "differs", k says that kernels differ and v that vendors do; "by" says what vouches for the line's cases: k a real kernel that
+    played the scenario, r recorded boots, q QEMU's hardware, f facts alone, ! what a real kernel contradicts.  Below it they are
+    counted; JSON and HTML say so of each case.  With a file, only the summary is printed.  Exit code 1 if any case is a FAIL.
     """
     from iommukit.cli.output import json_text, progress, show, write
     from iommukit.report.matrix import build_matrix, matrix_page, summary_page

@@ -74,7 +74,7 @@ class Asked:
             concerned |= {member.name for member in group.devices} if group is not None else set()
         if step.op in ("add", "bind") and done.result == "ok" and self._types.get(name, "none") == "none":
             if step.op == "add":
-                self._situations.added.add(name)
+                self._situations.plugged(device)
             group = device.group
             yield from self._situations.joined(device, self._groups.get(group.id, "") if group is not None else "")
         for other, kind in self._types.items():

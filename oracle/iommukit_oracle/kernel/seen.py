@@ -112,11 +112,10 @@ class SeeingSession(Session):
         """Note the default and every group, if all of them agree."""
         start = len(self.outcome.observations)
         super().boot()
-        if self._agreed_since(start):
-            try:
+        lines = [each for each in self.outcome.observations[start:] if each.kind.startswith("log")]
+        if self._agreed_since(start) and not any(each.verdict is Verdict.DIFFERS for each in lines):
+            with contextlib.suppress(Unlike):
                 self._note(*list(self.situations.boot()))
-            except Unlike:
-                return
 
     def perform(self, op: str, **arguments: Any) -> StepResult:
         """Remember the situation of the step; what follows from it alone is noted at once."""
@@ -147,13 +146,11 @@ class SeeingSession(Session):
         if op == "remove":
             self._pending.pop(device.name, None)
         if op == "add" and done.result == "ok":
-            self.situations.added.add(device.name)
+            self.situations.plugged(device)
             group = device.group
             told = self.situations.joined(device, before.get(group.id, "") if group is not None else "")
-            try:
+            with contextlib.suppress(Unlike):
                 self._pending[device.name] = list(told)
-            except Unlike:
-                return
 
     def compare(self, kind: str, where: str, expected: str, got: str, *, undecided: str = "") -> None:
         """Note what the step before it is now known to have answered."""

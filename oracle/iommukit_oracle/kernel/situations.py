@@ -124,6 +124,11 @@ class Situations:
     def _key(self, kind: str, *parts: str) -> str:
         return " | ".join((kind, self._where, *parts))
 
+    def plugged(self, device: Device) -> None:
+        """A device has been plugged in, perhaps not for the first time."""
+        self.added.add(device.name)
+        self._traits.pop(device, None)
+
     def trait(self, device: Device) -> str:
         """What a device brings into its group's decisions."""
         found = self._traits.get(device)
