@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from functools import partial
 
+from iommukit.errors import InputError, NotApplicable
 from iommukit.kernel.kernel import Kernel
 from iommukit.kernel.profiles import get_kernel
 from iommukit.scenario.executor import execute
@@ -115,7 +116,10 @@ def _agreement(
         return of_case(Standing.STALE, "its machine, boot or steps have been changed since a real kernel played it")
     if run.undecided or run.boot is None:
         return of_case(Standing.UNDECIDED, run.undecided or "nothing is known of its boot")
-    at_boot, observations = as_run(boot, run, case.scenario, registry)
+    try:
+        at_boot, observations = as_run(boot, run, case.scenario, registry)
+    except (InputError, NotApplicable) as error:
+        return of_case(Standing.UNDECIDED, f"what was booted cannot be told from what it printed: {error}")
     if id(boot) not in seen_boots:
         seen_boots[id(boot)] = at_boot
         found.boots.setdefault((boot.kernel, boot.vendor), []).append(at_boot)
