@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from iommukit.cli.main import cli
-from iommukit.errors import InputError
+from iommukit.errors import HardwareLost, InputError
 from iommukit_oracle.guest.kernels import debian_kernel
 from iommukit_oracle.hardware.qemu import find
 from iommukit_oracle.kernel.trace import record_trace
@@ -136,6 +136,17 @@ def test_a_page_that_is_mapped_twice(tmp_path: Path) -> None:
 def test_what_cannot_be_recorded(words: list[str], message: str) -> None:
     result = CliRunner().invoke(cli, ["oracle", "kernel", "trace", *words])
     assert message in (str(result.exception) if isinstance(result.exception, InputError) else result.output)
+
+
+def test_a_guest_that_dies_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*words: object, **more: object) -> None:
+        raise HardwareLost("the guest has ended: Kernel panic")
+
+    monkeypatch.setattr("iommukit_oracle.kernel.trace.initrd", lambda *words: b"")
+    monkeypatch.setattr("iommukit_oracle.kernel.trace.Guest", dies)
+    words = ["--kernel", "x", "--vendor", "s390", "--image", __file__, "-o", "x.jsonl"]
+    result = CliRunner().invoke(cli, ["oracle", "kernel", "trace", *words])
+    assert str(result.exception) == "no trace: the guest has ended: Kernel panic"
 
 
 def test_a_trace_is_recorded_now(tmp_path: Path) -> None:

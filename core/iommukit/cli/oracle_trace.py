@@ -63,7 +63,7 @@ def command(
 
     Each event has its time, IOVA, physical address and size.  docs/traces.md has the format.
     """
-    from iommukit.errors import InputError
+    from iommukit.errors import HardwareLost, InputError
     from iommukit_oracle.kernel.trace import machine_for, record_trace
     from iommukit_oracle.recording import SUFFIXES
     from iommukit_oracle.traces import read_trace, write_trace
@@ -81,7 +81,10 @@ def command(
     if amount is None:
         raise InputError(f"--bytes: a number was expected, with KiB or MiB behind it, not {size!r}")
     found = find_kernel(image, modules)(kernel, machine_for(vendor).debian)
-    trace = record_trace(found, vendor, device, int(amount[1]) << UNITS[amount[2]], cmdline)
+    try:
+        trace = record_trace(found, vendor, device, int(amount[1]) << UNITS[amount[2]], cmdline)
+    except HardwareLost as error:
+        raise InputError(f"no trace: {error}") from error
     write_trace(Path(output), trace)
     tell(trace, output, as_json)
     return 0

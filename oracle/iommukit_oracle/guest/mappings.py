@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iommukit.errors import InputError
+from iommukit.errors import HardwareLost, InputError
 from iommukit_oracle.guest.boot import MACHINES, Guest
 from iommukit_oracle.guest.kernels import debian_kernel
 from iommukit_oracle.guest.tracing import CMDLINE, Event, quiet_trace
@@ -101,7 +101,7 @@ def decoded_pages(walk: Mapping[str, Any]) -> Counter[tuple[int, int]]:
 
 @contextmanager
 def network_guest(case: Case, kernel: str = "6.1") -> Iterator[Guest]:
-    """Boot a guest whose card is up and has been answered.  Raises ``InputError`` where it is not."""
+    """Boot a guest whose card is up and has been answered.  Raises ``HardwareLost`` where it is not."""
     machine = MACHINES[case.machine]
     booted = debian_kernel(kernel, machine.debian)
     start = initrd(booted, machine.debian, ["e1000e"])
@@ -109,10 +109,10 @@ def network_guest(case: Case, kernel: str = "6.1") -> Iterator[Guest]:
     with Guest(machine, booted.image, start, words, options=case.options, devices=DEVICES, extra=NETWORK) as guest:
         inserted = guest.ask("insert", *guest.ask("read", "/mods/order"))
         if failed := {name: said for name, said in inserted.items() if said != "ok"}:
-            raise InputError(f"the guest could not load {failed}")
+            raise HardwareLost(f"the guest could not load {failed}")
         answer = guest.ask("network", f"0000:{NIC}", str(PATIENCE))
         if answer != "ok":
-            raise InputError(f"the guest's card does not work: {answer}")
+            raise HardwareLost(f"the guest's card does not work: {answer}")
         yield guest
 
 

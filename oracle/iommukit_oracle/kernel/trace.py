@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from iommukit.errors import InputError
+from iommukit.errors import HardwareLost, InputError
 from iommukit_oracle.guest.boot import MACHINES, Guest, GuestMachine
 from iommukit_oracle.guest.kernels import GuestKernel
 from iommukit_oracle.guest.tracing import CMDLINE, STATS, quiet_trace
@@ -66,7 +66,8 @@ def machine_for(vendor: str) -> GuestMachine:
 def record_trace(kernel: GuestKernel, vendor: str, device: Kind, size: int, cmdline: str = "") -> Trace:
     """Boot, read ``size`` bytes of a disk or have a card ask the network, and keep the trace since the boot.
 
-    Raises ``InputError`` where that cannot be had, with the reason: no such device, no trace on this kernel, events lost.
+    Raises ``InputError`` where that cannot be had, with the reason: no such device, no trace on this kernel, events lost;
+    ``HardwareLost`` where the guest does not survive, or where its device does not work.
     """
     machine = machine_for(vendor)
     zpci = machine.debian == "s390x"
@@ -84,17 +85,17 @@ def record_trace(kernel: GuestKernel, vendor: str, device: Kind, size: int, cmdl
         counts = {"boot": _entries(guest)}
         inserted = guest.ask("insert", *guest.ask("read", "/mods/order"))
         if failed := {name: said for name, said in inserted.items() if said != "ok"}:
-            raise InputError(f"the guest could not load {failed}")
+            raise HardwareLost(f"the guest could not load {failed}")
         counts["probe"] = _entries(guest)
         state = guest.ask("state")
         found = next((each for each in state["functions"] if each["class"] == worker.class_code), None)
         if found is None or not found["driver"]:
-            raise InputError(f"no driver of {kernel.package} took the {device}")
+            raise HardwareLost(f"no driver of {kernel.package} took the {device}")
         if found["group"] == "":
             raise InputError(f"{found['address']} is in no group: {kernel.package} does not use the IOMMU of {vendor}")
         said = guest.ask(command, found["address"], str(amount))
         if said != "ok":
-            raise InputError(f"the {device} does not work: {said}")
+            raise HardwareLost(f"the {device} does not work: {said}")
         counts["work"] = _entries(guest)
         hello = guest.ask("hello")
         events = from_kernel(quiet_trace(guest))
