@@ -155,11 +155,13 @@ _LOCKED = re.compile(r"(\S+): DMAR: Device is ineligible for IOMMU domain attach
 
 
 def _firmware_regions(recording: Recording) -> dict[str, list[dict[str, Any]]]:
-    """Regions by device: those of RMRR and IVMD structures, as the groups show them.
+    """Regions by device: those that firmware was made to name, else those of RMRR and IVMD structures, as the groups show them.
 
     A group shows the regions of all its members.  The device is the member that no group without the region has, and, if
     several are left, the one that the kernel named when it refused to attach it.
     """
+    if recording.firmware is not None:
+        return {device: [_region(text) for text in texts] for device, texts in recording.firmware.items()}
     rmrrs = {(int(match[1], 16), int(match[2], 16)) for line in recording.iommu_log if (match := _RMRR.search(line))}
     seen = [recording.groups, *recording.snapshots.values()]
     groups = [group for snapshot in seen for group in snapshot]
@@ -167,16 +169,21 @@ def _firmware_regions(recording: Recording) -> dict[str, list[dict[str, Any]]]:
     locked = {name.rpartition(" ")[2] for name in locked}
     found: dict[str, list[dict[str, Any]]] = {}
     for text in sorted({text for group in groups for text in group.reserved}):
-        first, last, kind = text.split("-", 2)
-        start, end = int(first, 16), int(last, 16)
-        from_table = (start, end) in rmrrs if recording.vendor == "intel_vtd" else kind == "direct"
+        region = _region(text)
+        in_table = (region["start"], region["end"]) in rmrrs
+        from_table = in_table if recording.vendor == "intel_vtd" else region["type"] == "direct"
         if recording.arch != "amd64" or not from_table:
             continue
         devices = _having(text, groups)
         named = devices & locked
         for device in sorted(named if named and len(devices) > 1 else devices):
-            found.setdefault(device, []).append({"start": start, "end": end, "type": kind})
+            found.setdefault(device, []).append(region)
     return found
+
+
+def _region(text: str) -> dict[str, Any]:
+    first, last, kind = text.split("-", 2)
+    return {"start": int(first, 16), "end": int(last, 16), "type": kind}
 
 
 def _having(region: str, groups: list[GroupEntry]) -> set[str]:

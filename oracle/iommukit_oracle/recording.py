@@ -141,6 +141,8 @@ class Recording(_Entry):
     qmp: tuple[QmpEntry, ...] = ()
     snapshots: dict[str, tuple[GroupEntry, ...]] = Field(default_factory=dict)
     """By name, in order."""
+    firmware: dict[str, tuple[Region, ...]] | None = None
+    """The memory that firmware was made to reserve, by the device's address; ``None`` where only the groups tell of it."""
 
     @property
     def functions(self) -> tuple[PciEntry, ...]:

@@ -1,6 +1,8 @@
 """Machine files become machines of QEMU, or a reason why not."""
 
+import shlex
 import struct
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,8 @@ from iommukit_oracle.kernel.firmware import from_lines, with_regions
 from iommukit_oracle.kernel.plan import make_plan
 from iommukit_oracle.kernel.realisation import NO_NP_CACHE, Inexpressible, Plugging, Realisation, Region
 from iommukit_oracle.kernel.realise import realise, reasons
+from iommukit_oracle.qemu_machine import machine_of
+from iommukit_oracle.recording import GroupEntry, PciEntry, Recording
 
 KERNELS = ("6.1", "6.12", "7.2")
 
@@ -89,6 +93,15 @@ def test_words_stand_for_the_build(vendor: str, kernel: str, kconfig: str, words
 
 def test_amd_has_no_np_cache_unless_the_machine_says_so() -> None:
     assert _made("nic-alone", "amd_vi").qemu == NO_NP_CACHE
+    cached = Machine.model_validate({"machine": "m", "hardware": {"np_cache": True, "guest_translation": True, "ppr": True}})
+    assert realise(cached, BootSpec(), "amd_vi", "6.12").qemu == ""
+
+
+@pytest.mark.parametrize("feature", ["guest_translation", "ppr"])
+def test_amds_features_are_those_that_qemu_has(feature: str) -> None:
+    machine = Machine.model_validate({"machine": "m", "hardware": {feature: False}})
+    with pytest.raises(Inexpressible, match=feature):
+        realise(machine, BootSpec(), "amd_vi", "6.12")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +133,73 @@ def test_what_qemu_lacks_is_named(device: dict[str, object], reason: str) -> Non
 )
 def test_lines_that_say_nothing_of_the_command_line(boot: dict[str, str], vendor: str, parts: set[str]) -> None:
     assert set(unsaid(BootSpec.model_validate(boot), vendor)) == parts
+
+
+def test_a_kernel_built_with_vt_d_off_is_told_so() -> None:
+    off: dict[str, Any] = {"kconfig": "strict", "cmdline": "intel_iommu=on", "config": {"INTEL_IOMMU_DEFAULT_ON": False}}
+    assert _made("nic-alone", **off).cmdline == "intel_iommu=off iommu.strict=1 intel_iommu=on"
+    assert _made("nic-alone", "amd_vi", **off).cmdline == "iommu.strict=1 intel_iommu=on"
+    with pytest.raises(Inexpressible, match="INTEL_IOMMU_DEFAULT_ON=y"):
+        _made("opt-in", **off)
+
+
+def test_the_chipsets_own_bridge_is_there_already() -> None:
+    isa: dict[str, object] = {"name": "isa", "address": "0000:00:1f.0", "id": "8086:2918"}
+    made = realise(_machine([isa]), BootSpec(), "intel_vtd", "6.12")
+    assert made.devices == ()
+    assert made.placed["isa"].address == "0000:00:1f.0"
+    with pytest.raises(Inexpressible, match="has no device 8086:2918"):
+        realise(_machine([{**isa, "address": "0000:00:1e.0"}]), BootSpec(), "intel_vtd", "6.12")
+    with pytest.raises(Inexpressible, match="has no device 8086:2918"):
+        realise(_machine([isa]), BootSpec(), "arm_smmu", "6.12")
+
+
+def _machine(devices: list[dict[str, object]]) -> Machine:
+    return Machine.model_validate({"machine": "m", "devices": devices})
+
+
+def test_memory_that_firmware_reserves_is_taken_from_the_guest() -> None:
+    region = {"start": 0x1FFD_D000, "end": 0x1FFD_EFFF}
+    usb: dict[str, object] = {
+        "name": "usb",
+        "address": "0000:00:0b.0",
+        "id": "8086:a12f",
+        "reserved": [{**region, "type": "direct-relaxable"}],
+    }
+    made = realise(_machine([usb]), BootSpec(kconfig="strict", cmdline="quiet"), "intel_vtd", "6.12")
+    assert made.cmdline == "iommu.strict=1 memmap=0x2000$0x1ffdd000 quiet"
+    (told,) = made.regions
+    assert told.address == made.placed["usb"].address == "0000:00:0b.0"
+    assert told.text == "0x000000001ffdd000-0x000000001ffdefff-direct-relaxable"
+    assert any("memmap" in note for note in made.notes)
+
+
+def test_a_machine_as_run_has_the_regions_that_were_made() -> None:
+    """Also of a device that is not there at boot, and only for the one of a group that has it."""
+    region = {"start": 0x1FFD_D000, "end": 0x1FFD_DFFF}
+    devices: list[dict[str, object]] = [
+        {"name": "rp1", "address": "0000:00:06.0", "kind": "root_port"},
+        {"name": "dev", "address": "0000:01:00.0", "parent": "rp1", "present": False, "reserved": [region]},
+        {"name": "disk", "address": "0000:00:09.0", "id": "1b36:0010", "multifunction": True},
+        {"name": "raid", "address": "0000:00:09.1", "id": "8086:2822", "multifunction": True, "reserved": [region]},
+    ]
+    made = realise(_machine(devices), BootSpec(), "intel_vtd", "6.12")
+    text = made.regions[0].text
+    recording = Recording(
+        id="r",
+        kernel="6.12",
+        vendor="intel_vtd",
+        arch="amd64",
+        cmdline=made.cmdline,
+        qemu_args=shlex.join(["qemu", "-M", "q35", *(word for device in made.devices for word in ("-device", device))]),
+        groups=(GroupEntry(id=0, type="DMA", devices=("0000:00:09.0", "0000:00:09.1"), reserved=(text,)),),
+        pci=tuple(
+            PciEntry.model_validate({"bdf": placed.address, "id": "1b36:0010"}) for placed in made.placed.values() if placed.present
+        ),
+        firmware={region.address: (region.text,) for region in made.regions},
+    )
+    machine = machine_of(recording, {"0000:01:00.0": "e1000e"})
+    assert {spec.name for spec in machine.devices if spec.reserved} == {"0000:01:00.0", "0000:00:09.1"}
 
 
 def test_a_table_with_a_region_is_a_table() -> None:

@@ -17,6 +17,7 @@ from iommukit_oracle.guest.kernels import GuestKernel, debian_kernel
 from iommukit_oracle.guest.packages import cache_folder
 from iommukit_oracle.kernel.cases import Case
 from iommukit_oracle.kernel.plan import Boot, make_plan
+from iommukit_oracle.kernel.realisation import Realisation
 from iommukit_oracle.kernel.record import BootRecord, RunRecord, StepRecord
 from iommukit_oracle.kernel.session import TABLE_OF, Session
 from iommukit_oracle.kernel.steps import Player
@@ -211,8 +212,17 @@ def _record(boot: Boot, kernel: GuestKernel, session: Session, runs: Sequence[Ru
         pci=session.functions,
         set_up=session.set_up,
         later={each.address: each.properties.get("driver", "") for each in boot.realisation.placed.values() if not each.present},
+        firmware=_firmware(boot.realisation),
         runs=tuple(runs),
     )
+
+
+def _firmware(realisation: Realisation) -> dict[str, tuple[str, ...]] | None:
+    """The memory that firmware was made to reserve, by the device's address."""
+    found: dict[str, tuple[str, ...]] = {}
+    for region in realisation.regions:
+        found[region.address] = (*found.get(region.address, ()), region.text)
+    return found or None
 
 
 def _without_folder(argument: str) -> str:

@@ -44,13 +44,25 @@ class Placed:
 class Region:
     """Memory that firmware reserves for a device: bytes ``start``..``end``, inclusive.
 
-    ``path`` are slots and functions from the root bus down, ``requester`` is the number that the device's requests carry.
+    ``path`` are slots and functions from the root bus down, ``requester`` is the number that the device's requests carry, and
+    ``type`` what a group's ``reserved_regions`` call it.
     """
 
     start: int
     end: int
     requester: int
     path: tuple[tuple[int, int], ...]
+    type: str = "direct"
+
+    @property
+    def address(self) -> str:
+        """The device's."""
+        return f"0000:{self.requester >> 8:02x}:{self.requester >> 3 & 0x1F:02x}.{self.requester & 7}"
+
+    @property
+    def text(self) -> str:
+        """A line of ``reserved_regions``, with dashes for blanks."""
+        return f"{self.start:#018x}-{self.end:#018x}-{self.type}"
 
 
 MEMORY = 512 << 20

@@ -81,6 +81,8 @@ PLUGGABLE = frozenset({DeviceKind.ROOT_PORT, DeviceKind.DOWNSTREAM_PORT})
 """Ports below which QEMU plugs and unplugs."""
 ACS = frozenset({"SV", "RR", "CR", "UF"})
 """What the access control capability of QEMU's root port has; its other devices have none."""
+CHIPSET: Mapping[tuple[str, str], str] = {("intel_vtd", "8086:2918"): "0000:00:1f.0", ("amd_vi", "8086:2918"): "0000:00:1f.0"}
+"""By vendor and numbers: functions of the q35 chipset, which are there without being asked for (ICH9's ISA bridge)."""
 OWN_PORT = "plugs"
 """The port that stands for a slot of the root bus, where QEMU does not plug."""
 FIRST_FREE_SLOT = 0x10
@@ -102,6 +104,8 @@ WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("strict", "passthrough"): ("iommu.passthrough=1", "iommu.strict=0"),
 }
 """From what was built to what is wanted: the words that come to the same."""
+OFF = "intel_iommu=off"
+"""What a kernel built with VT-d off does by itself; the word refuses firmware's wish for protection besides."""
 CONFIG = {"INTEL_IOMMU_DEFAULT_ON": True, "INTEL_IOMMU_SCALABLE_MODE_DEFAULT_ON": True, "INTEL_IOMMU_FLOPPY_WA": True}
 """Further options of Debian's builds that scenarios name."""
 
@@ -120,7 +124,8 @@ HARDWARE: Mapping[str, Options] = {
         ("platform_opt_in", True): "",
         ("platform_opt_in", False): "",
     },
-    "amd_vi": {("np_cache", True): "", ("np_cache", False): "", ("guest_translation", False): "", ("ppr", False): ""},
+    # What the kernel shows of its feature register has both (0x29d3: PreF PPR GT IA GA HE).
+    "amd_vi": {("np_cache", True): "", ("np_cache", False): "", ("guest_translation", True): "", ("ppr", True): ""},
     "arm_smmu": {("version", 3): "", ("described_by", "dt"): "", ("described_by", "acpi"): ""},
     "s390": {},
 }
@@ -134,12 +139,17 @@ def realise(machine: Machine, boot: BootSpec, vendor: str, kernel: str) -> Reali
     name = MACHINE_OF.get(vendor)
     if name is None:
         raise Inexpressible(f"QEMU has no IOMMU of {vendor}")
-    words, notes = _words(boot, vendor, kernel, MACHINES[name].debian)
+    opt_in = bool(machine.hardware.get("platform_opt_in"))
+    words, notes = _words(boot, vendor, kernel, MACHINES[name].debian, opt_in=opt_in)
     if machine.firmware:
         raise Inexpressible(f"QEMU makes its own {' and '.join(machine.firmware)}, from its own hardware")
     options = _hardware(machine, vendor)
     builder = _Zpci(machine) if name == "s390" else _Express(machine, vendor)
     builder.build()
+    reserved = _reserved(builder.regions)
+    if reserved:
+        words = (*words, *reserved)
+        notes.append(f"{' '.join(reserved)} stands for firmware's map of memory")
     variant = ""
     if vendor == "amd_vi" and not machine.hardware.get("np_cache"):
         variant = NO_NP_CACHE
@@ -156,7 +166,7 @@ def realise(machine: Machine, boot: BootSpec, vendor: str, kernel: str) -> Reali
         extra=tuple(builder.extra),
         external=tuple(builder.external),
         regions=tuple(builder.regions),
-        opt_in=bool(machine.hardware.get("platform_opt_in")),
+        opt_in=opt_in,
         acs=tuple(builder.acs),
         placed=builder.placed,
         qemu=variant,
@@ -164,19 +174,34 @@ def realise(machine: Machine, boot: BootSpec, vendor: str, kernel: str) -> Reali
     )
 
 
-def _words(boot: BootSpec, vendor: str, kernel: str, arch: str) -> tuple[tuple[str, ...], list[str]]:
+def _words(boot: BootSpec, vendor: str, kernel: str, arch: str, *, opt_in: bool) -> tuple[tuple[str, ...], list[str]]:
     """The words that stand for the kernel's configuration, and what to say of them."""
     if boot.memory_encryption:
         raise Inexpressible("QEMU emulates no memory encryption")
+    words: tuple[str, ...] = ()
+    notes: list[str] = []
     for name, value in boot.config.items():
         about_this = vendor == "intel_vtd" or not name.startswith("INTEL_")
-        if about_this and CONFIG.get(name, False) is not value:
+        if not about_this or CONFIG.get(name, False) is value:
+            continue
+        if name != "INTEL_IOMMU_DEFAULT_ON" or opt_in:
             raise Inexpressible(f"Debian's kernels are built with {name}={'y' if CONFIG.get(name) else 'n'}")
+        words = (OFF,)
+        notes.append(f"{OFF} stands for a kernel built with {name}=n")
     built = BUILT[arch](kernel)
-    if boot.kconfig in (None, built):
-        return (), []
-    words = WORDS[built, boot.kconfig or built]
-    return words, [f"{' '.join(words)} stands for a kernel built {boot.kconfig}"]
+    if boot.kconfig not in (None, built):
+        policy = WORDS[built, boot.kconfig or built]
+        words = (*words, *policy)
+        notes.append(f"{' '.join(policy)} stands for a kernel built {boot.kconfig}")
+    return words, notes
+
+
+def _reserved(regions: Sequence[Region]) -> tuple[str, ...]:
+    """The words that take regions from the guest's memory.
+
+    Firmware's map does not know of them, and a region of VT-d in memory that is free is a bug of firmware to Linux.
+    """
+    return tuple(f"memmap={region.end + 1 - region.start:#x}${region.start:#x}" for region in dict.fromkeys(regions))
 
 
 def _hardware(machine: Machine, vendor: str) -> list[str]:
@@ -293,7 +318,10 @@ class _Express(_Builder):
 
     def build(self) -> None:
         for spec in self.machine.devices:
-            self.properties[spec.name] = self._device(spec)
+            if self._in_chipset(spec):
+                self._place_chipset(spec)
+            else:
+                self.properties[spec.name] = self._device(spec)
         self._slots()
         own = self._own_port()
         devices = [*own, *self.properties.values()]
@@ -324,7 +352,20 @@ class _Express(_Builder):
             self.regions += [self._region(spec, region, address, placed) for region in spec.reserved]
         self.acs += [addresses[each["id"]] for each in own]
         self.devices += [_argument(each) for each in own]
-        self.devices += [_argument(self.properties[spec.name]) for spec in self.machine.devices if spec.present]
+        mine = [spec for spec in self.machine.devices if spec.name in self.properties]
+        self.devices += [_argument(self.properties[spec.name]) for spec in mine if spec.present]
+
+    def _in_chipset(self, spec: DeviceSpec) -> bool:
+        """Whether QEMU's chipset has the device, where the machine file has it."""
+        address = CHIPSET.get((self.vendor, (spec.id or "").lower()))
+        return address is not None and address == spec.address and spec.present
+
+    def _place_chipset(self, spec: DeviceSpec) -> None:
+        assert spec.address is not None
+        _check(spec)
+        self.placed[spec.name] = Placed(name=spec.name, address=spec.address, id="", properties={})
+        self.regions += [self._region(spec, region, spec.address, {}) for region in spec.reserved]
+        self.notes.append(f"{spec.name} is QEMU's chipset's own, with its further functions")
 
     def _device(self, spec: DeviceSpec) -> dict[str, str]:
         """A device without its place."""
@@ -375,6 +416,8 @@ class _Express(_Builder):
         taken: set[tuple[str, int]] = set()
         waiting = []
         for spec in self.machine.devices:
+            if spec.name not in self.properties:
+                continue
             bus = self.ids[spec.parent] if spec.parent else "pcie.0"
             numbers = spec.pci_numbers()
             if numbers is None:
@@ -445,17 +488,15 @@ class _Express(_Builder):
         if kind is None:
             raise Inexpressible("QEMU's firmware tells an Arm kernel of no reserved memory")
         if region.type != kind:
-            raise Inexpressible(
-                f"firmware reserves memory for QEMU's {self.models[spec.name].name} as {kind}, not as {region.type}"
-            )
+            raise Inexpressible(f"firmware reserves memory for QEMU's stand-in for {spec.id} as {kind}, not as {region.type}")
         path: list[tuple[int, int]] = []
         at: str | None = address
         while at is not None:
             slot, function = at[8:].split(".")
             path.insert(0, (int(slot, 16), int(function)))
-            at = placed[at].parent
+            at = placed[at].parent if at in placed else None
         requester = int(address[5:7], 16) << 8 | path[-1][0] << 3 | path[-1][1]
-        return Region(region.start, region.end, requester, tuple(path))
+        return Region(region.start, region.end, requester, tuple(path), kind)
 
 
 def reasons(cases: Sequence[tuple[Machine, BootSpec, str, str]]) -> dict[str, int]:

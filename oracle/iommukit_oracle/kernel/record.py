@@ -96,8 +96,8 @@ class BootRecord(_Entry):
 
     ``kernel`` is the profile's name, ``package`` the package or image, ``qemu`` QEMU's version and variant.  ``log`` are the
     lines about DMA protection of boot, ``groups`` and ``pci`` what sysfs showed at its end; ``set_up`` is what was done then,
-    before the runs began.  The remaining keys are as in ``Recording``.  Without ``uname`` nothing was booted: the runs of such a
-    record could not be realised.
+    before the runs began; ``later`` are QEMU's models of what was not there at boot, by address.  The remaining keys
+    are as in ``Recording``.  Without ``uname`` nothing was booted: the runs of such a record could not be realised.
     """
 
     kernel: str
@@ -115,6 +115,7 @@ class BootRecord(_Entry):
     pci: tuple[PciEntry, ...] = ()
     set_up: tuple[SetUpRecord, ...] = ()
     later: dict[str, str] = Field(default_factory=dict)
+    firmware: dict[str, tuple[str, ...]] | None = None
     runs: Annotated[tuple[RunRecord, ...], Field(min_length=1)]
 
     def recording(self) -> Recording:
@@ -207,4 +208,4 @@ def _as_configured(line: str, unsaid: Sequence[str], blank: str) -> str:
     return line.replace(f" {BY_CMDLINE}", blank) if any(part in line for part in unsaid) else line
 
 
-_SHARED = ("kernel", "vendor", "arch", "cmdline", "qemu_args", "groups", "uname", "qemu", "iommus", "pci")
+_SHARED = ("kernel", "vendor", "arch", "cmdline", "qemu_args", "groups", "uname", "qemu", "iommus", "pci", "firmware")

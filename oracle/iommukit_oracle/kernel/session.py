@@ -292,7 +292,8 @@ def boot_guest(realisation: Realisation, kernel: GuestKernel) -> Guest:
     with _boot(realisation, kernel, {}) as guest:
         own = from_lines(guest.ask("read", f"/sys/firmware/acpi/tables/{signature}"))
     table = with_regions(signature, own, realisation.regions, opt_in=realisation.opt_in)
-    return _boot(realisation, kernel, {f"{TABLES}/{signature.lower()}.aml": table})
+    name = f"{signature.lower()}{'-optin' if realisation.opt_in else ''}.aml"
+    return _boot(realisation, kernel, {f"{TABLES}/{name}": table})
 
 
 def _boot(realisation: Realisation, kernel: GuestKernel, tables: dict[str, bytes]) -> Guest:
@@ -321,6 +322,7 @@ def _boot(realisation: Realisation, kernel: GuestKernel, tables: dict[str, bytes
 
 
 TABLES = "kernel/firmware/acpi"
+"""Where the kernel looks for tables; it prints their names, from which the wish for protection is told (``qemu_machine``)."""
 TABLE_OF = {"intel_vtd": "DMAR", "amd_vi": "IVRS"}
 
 
