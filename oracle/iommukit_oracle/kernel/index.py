@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from iommukit.report.vouchers import digest_of_played, seal
 from iommukit.scenario.load import load_scenarios, shipped_scenarios
 from iommukit.scenario.model import Scenario
 from iommukit.vendors import VendorRegistry
-from iommukit_oracle.compact import write_files
+from iommukit_oracle.kernel import index_file
 from iommukit_oracle.kernel.agreement import Agreement, Standing, check
 from iommukit_oracle.kernel.cases import cases
 from iommukit_oracle.kernel.evidence import INDEX, Entry, FileEntry, Index
+from iommukit_oracle.kernel.index_file import digest_of_file
 from iommukit_oracle.kernel.record import BootRecord
-from iommukit_oracle.kernel.recorded import digest_of_file
 from iommukit_oracle.kernel.store import load_store
 from iommukit_oracle.observations import Verdict
 from iommukit_oracle.recording import recording_files
@@ -36,10 +35,7 @@ def build_index(folder: Path, scenarios: Iterable[Scenario] = (), registry: Vend
 
 def write_index(folder: Path, scenarios: Iterable[Scenario] = (), registry: VendorRegistry | None = None) -> Path:
     """Keep the index of a folder beside its boots; the file that was written.  Raises ``InputError``."""
-    text = build_index(folder, scenarios, registry).model_dump_json(exclude_defaults=True)
-    path = folder / INDEX
-    write_files({path: lzma.compress(text.encode(), check=lzma.CHECK_CRC32)}, folder)
-    return path
+    return index_file.write_index(folder / INDEX, build_index(folder, scenarios, registry))
 
 
 def _file_entry(path: Path, scenarios: dict[str, Scenario], registry: VendorRegistry) -> FileEntry:

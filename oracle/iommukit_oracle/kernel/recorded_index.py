@@ -6,7 +6,6 @@ For each cell that passes, everything that its run shows is looked up (``seen.py
 
 from __future__ import annotations
 
-import lzma
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +19,10 @@ from iommukit.scenario.load import load_scenarios, shipped_scenarios
 from iommukit.scenario.model import Scenario
 from iommukit.scenario.result import Outcome
 from iommukit.vendors import VendorRegistry
-from iommukit_oracle.compact import write_files
+from iommukit_oracle.kernel import index_file
 from iommukit_oracle.kernel.asked import Asked
-from iommukit_oracle.kernel.recorded import INDEX, Entry, FileEntry, Index, digest_of_file, read_index
+from iommukit_oracle.kernel.index_file import digest_of_file
+from iommukit_oracle.kernel.recorded import INDEX, Entry, FileEntry, Index, read_index
 from iommukit_oracle.kernel.seen import Seen, see
 from iommukit_oracle.recording import iter_recordings, recording_files, shipped_recordings
 
@@ -63,10 +63,7 @@ def cells_of(seen: Seen, kernel: str, vendor: str, registry: VendorRegistry, sce
 
 def write_index(folder: Path, registry: VendorRegistry | None = None) -> Path:
     """Keep the index of a folder beside its recordings; the file that was written.  Raises ``InputError``."""
-    text = build_index(folder, registry).model_dump_json(exclude_defaults=True)
-    path = folder / INDEX
-    write_files({path: lzma.compress(text.encode(), check=lzma.CHECK_CRC32, preset=9 | lzma.PRESET_EXTREME)}, folder)
-    return path
+    return index_file.write_index(folder / INDEX, build_index(folder, registry))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
