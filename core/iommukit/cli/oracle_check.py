@@ -18,14 +18,12 @@ from iommukit.cli.options import (
     scenario_option,
     vendor_option,
 )
-from iommukit.cli.oracle_kernel import find_kernel, image_option, jobs_option, modules_option
+from iommukit.cli.oracle_kernel import boots, find_kernel, image_option, jobs_option, modules_option
 
 if TYPE_CHECKING:
     from iommukit.kernel.kernel import Kernel
     from iommukit.scenario.model import Scenario
     from iommukit.vendors import Vendor, VendorRegistry
-    from iommukit_oracle.kernel.executor import FindKernel
-    from iommukit_oracle.kernel.store import Store
     from iommukit_oracle.kernel.table import Table
 
 
@@ -80,7 +78,7 @@ def command(
     from iommukit_oracle.guest.kernels import RELEASES
     from iommukit_oracle.kernel.agreement import check
     from iommukit_oracle.kernel.cases import cases
-    from iommukit_oracle.kernel.store import load_store, shipped_boots
+    from iommukit_oracle.kernel.store import Store, load_store, shipped_boots
     from iommukit_oracle.kernel.table import RFC, Table
 
     if not recorded and recordings:
@@ -95,7 +93,9 @@ def command(
     if recorded:
         store = load_store([Path(path) for path in recordings] or ([shipped_boots()] if shipped_boots().is_dir() else []))
     else:
-        store = play_all(loaded, real, makers, find_kernel(image, modules), jobs)
+        store = Store()
+        for boot in boots(loaded, real, makers, find=find_kernel(image, modules), jobs=jobs):
+            store.add(boot)
     table = Table()
     table.add_played(check(cases(loaded, real, makers), store, registry))
     if everything:
@@ -105,22 +105,6 @@ def command(
     else:
         show(agreement_page(table.report, full=full))
     return int(table.report.bad)
-
-
-def play_all(scenarios: list[Scenario], kernels: list[Kernel], vendors: list[Vendor], find: FindKernel, jobs: int) -> Store:
-    """Boot real kernels and let them play all scenarios that apply."""
-    from iommukit.cli.output import progress
-    from iommukit_oracle.kernel.cases import cases
-    from iommukit_oracle.kernel.executor import play
-    from iommukit_oracle.kernel.store import Store
-
-    store = Store()
-    with progress(len(list(cases(scenarios, kernels, vendors))), "guests", least=2, every=1) as tick:
-        for boot in play(scenarios, kernels, vendors, find=find, jobs=jobs):
-            store.add(boot)
-            for _ in boot.runs:
-                tick()
-    return store
 
 
 def add_others(

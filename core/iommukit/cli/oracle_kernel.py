@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,14 @@ from iommukit.cli.options import (
     scenario_option,
     vendor_option,
 )
+from iommukit.cli.run import full_option, tell
 
 if TYPE_CHECKING:
+    from iommukit.kernel.kernel import Kernel
+    from iommukit.scenario.model import Scenario
+    from iommukit.vendors import Vendor
     from iommukit_oracle.kernel.executor import FindKernel
+    from iommukit_oracle.kernel.record import BootRecord
 
 RELEASES_HELP = "6.1, 6.12 or 7.2; may be repeated."
 jobs_option = click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="Guests at a time.")
@@ -64,7 +70,7 @@ def command(context: click.Context) -> None:
 @image_option
 @modules_option
 @jobs_option
-@click.option("--full/--short", default=None, help="Tell every run in full, or in one line.  Default: in full up to 12 runs.")
+@full_option
 @json_flag
 @click.pass_context
 def run_command(
@@ -84,49 +90,21 @@ def run_command(
     that kernel.  What QEMU or a kernel as it is built cannot show is UNDECIDED, with the reason.  With --image, KERNEL names the
     profile whose expectations count.  Exit code 1 if any run is a FAIL.
     """
-    from iommukit.cli.output import progress, show, show_json
-    from iommukit.report.page import Page
-    from iommukit.report.runs import worst
-    from iommukit.report.transcript import short_page, tally, transcript
     from iommukit.scenario.judge import judge
-    from iommukit.scenario.result import Outcome
-    from iommukit_oracle.kernel.cases import cases
-    from iommukit_oracle.kernel.executor import play
 
     registry = load_registry(context, vendors)
     find = find_kernel(image, modules)
     played, makers = chosen_kernels(kernels), chosen_vendors(registry, vendors)
     loaded = {scenario.scenario: scenario for scenario in chosen_scenarios(scenarios)}
-    wanted = list(loaded.values())
-    total = len(list(cases(wanted, played, makers)))
     found = {}
-    with progress(total, "guests", least=2, every=1) as tick:
-        for boot in play(wanted, played, makers, find=find, jobs=jobs):
-            for run in boot.runs:
-                found[run.scenario, boot.kernel, boot.vendor] = judge(loaded[run.scenario], boot.result(run))
-                tick()
-    order = [(scenario.scenario, kernel.name, vendor.name) for scenario in wanted for kernel in played for vendor in makers]
-    results = [found[key] for key in order if key in found]
-    if as_json:
-        for result in results:
-            show_json(result.to_json(), one_line=True)
-        return worst(results)
-    page = Page()
-    many = total > 12 if full is None else not full
-    for result in results:
-        scenario = loaded[result.scenario]
-        if (many and result.outcome is not Outcome.FAIL) or result.boot is None:
-            page.extend(short_page(scenario, result))
-        else:
-            page.blank()
-            page.extend(transcript(scenario, result))
-            page.blank()
-    if not results:
-        page.line("none of these scenarios applies to these vendors")
-    elif len(results) > 1:
-        page.extend(tally(results))
-    show(page.trimmed())
-    return worst(results)
+    for boot in boots(list(loaded.values()), played, makers, find=find, jobs=jobs):
+        for run in boot.runs:
+            found[run.scenario, boot.kernel, boot.vendor] = judge(loaded[run.scenario], boot.result(run))
+    order = [(name, kernel.name, vendor.name) for name in loaded for kernel in played for vendor in makers]
+    if not found and not as_json:
+        click.echo("none of these scenarios applies to these vendors")
+        return 0
+    return tell([(loaded[key[0]], found[key]) for key in order if key in found], full=full, as_json=as_json)
 
 
 @command.command(
@@ -156,10 +134,7 @@ def record_command(
     Every boot is kept with the kernel's package, QEMU's version and command line, and each scenario's state, results and log lines;
     `iommukit oracle kernel check --recordings FOLDER` holds the model against them.
     """
-    from iommukit.cli.output import progress
-    from iommukit_oracle.guest.kernels import RELEASES
-    from iommukit_oracle.kernel.cases import cases
-    from iommukit_oracle.kernel.executor import play
+    from iommukit_oracle.guest.kernels import RELEASES, debian_kernel
     from iommukit_oracle.kernel.index import write_index
     from iommukit_oracle.kernel.store import write_boots
 
@@ -169,19 +144,35 @@ def record_command(
     folder = Path(output)
     for kernel in played:
         for vendor in makers:
-            total = len(list(cases(wanted, [kernel], [vendor])))
-            boots = []
-            with progress(total, f"{kernel.name} {vendor.name}", least=2, every=1) as tick:
-                for boot in play(wanted, [kernel], [vendor], jobs=jobs):
-                    boots.append(boot)
-                    for _ in boot.runs:
-                        tick()
-            path = write_boots(folder, kernel.name, vendor.name, boots)
-            undecided = sum(bool(run.undecided) for boot in boots for run in boot.runs)
-            real = sum(bool(boot.uname) for boot in boots)
-            click.echo(f"{path}: {real} boots, {total - undecided} scenarios played, {undecided} cannot be")
+            what = f"{kernel.name} {vendor.name}"
+            done = list(boots(wanted, [kernel], [vendor], find=debian_kernel, jobs=jobs, what=what))
+            path = write_boots(folder, kernel.name, vendor.name, done)
+            undecided = [bool(run.undecided) for boot in done for run in boot.runs]
+            real = sum(bool(boot.uname) for boot in done)
+            click.echo(f"{path}: {real} boots, {undecided.count(False)} scenarios played, {undecided.count(True)} cannot be")
     click.echo(f"{write_index(folder, wanted, registry)}: what the model agrees with, for iommukit matrix")
     return 0
+
+
+def boots(
+    scenarios: Sequence[Scenario],
+    kernels: Sequence[Kernel],
+    vendors: Sequence[Vendor],
+    *,
+    find: FindKernel,
+    jobs: int,
+    what: str = "guests",
+) -> Iterator[BootRecord]:
+    """Boot real kernels and let them play all scenarios that apply, with a progress bar of that name."""
+    from iommukit.cli.output import progress
+    from iommukit_oracle.kernel.cases import cases
+    from iommukit_oracle.kernel.executor import play
+
+    with progress(len(list(cases(scenarios, kernels, vendors))), what, least=2, every=1) as tick:
+        for boot in play(scenarios, kernels, vendors, find=find, jobs=jobs):
+            for _ in boot.runs:
+                tick()
+            yield boot
 
 
 def find_kernel(image: str | None, modules: str | None) -> FindKernel:

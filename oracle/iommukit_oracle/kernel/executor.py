@@ -35,16 +35,13 @@ def play(
     *,
     find: FindKernel = debian_kernel,
     jobs: int = JOBS,
-    tick: Callable[[int], None] = lambda cases: None,
 ) -> Iterator[BootRecord]:
-    """Play all cases that apply, and yield each boot when it is over; ``tick`` is told how many cases are done.
+    """Play all cases that apply, and yield each boot when it is over.
 
     Raises ``InputError`` for a wrong scenario, and where a kernel or QEMU is not to be had.
     """
     plan = make_plan(scenarios, kernels, vendors)
-    for record in _never_booted(plan.undecided):
-        tick(len(record.runs))
-        yield record
+    yield from _never_booted(plan.undecided)
     images: dict[tuple[str, str], GuestKernel] = {}
     for boot in plan.boots:
         if boot.image not in images:
@@ -53,9 +50,7 @@ def play(
         futures = [pool.submit(_all_records, boot, images[boot.image]) for boot in plan.boots]
         try:
             for future in as_completed(futures):
-                for record in future.result():
-                    tick(len(record.runs))
-                    yield record
+                yield from future.result()
         finally:
             for future in futures:
                 future.cancel()
