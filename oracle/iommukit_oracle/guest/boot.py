@@ -83,6 +83,8 @@ MACHINES: Mapping[str, GuestMachine] = {
     ),
 }
 """By the names that recordings have for them."""
+BY_VENDOR: Mapping[str, str] = {machine.vendor: name for name, machine in MACHINES.items()}
+"""The name by vendor."""
 
 
 class Guest:
@@ -181,6 +183,12 @@ class Guest:
         except OSError as error:
             raise self._lost("closed its console") from error
         return self._answer()["answer"]
+
+    def load_modules(self) -> None:
+        """Load all modules that the guest was started with.  Raises ``HardwareLost`` where one is refused."""
+        said = self.ask("insert", *self.ask("read", "/mods/order"))
+        if failed := {name: result for name, result in said.items() if result != "ok"}:
+            raise HardwareLost(f"the guest could not load {failed}")
 
     def stop(self) -> None:
         """Stop the processors: memory stays as it is."""

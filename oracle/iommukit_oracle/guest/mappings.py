@@ -107,9 +107,7 @@ def network_guest(case: Case, kernel: str = "6.1") -> Iterator[Guest]:
     start = initrd(booted, machine.debian, ["e1000e"])
     words = f"{CMDLINE} ipv6.disable=1 {case.cmdline}".strip()
     with Guest(machine, booted.image, start, words, options=case.options, devices=DEVICES, extra=NETWORK) as guest:
-        inserted = guest.ask("insert", *guest.ask("read", "/mods/order"))
-        if failed := {name: said for name, said in inserted.items() if said != "ok"}:
-            raise HardwareLost(f"the guest could not load {failed}")
+        guest.load_modules()
         answer = guest.ask("network", f"0000:{NIC}", str(PATIENCE))
         if answer != "ok":
             raise HardwareLost(f"the guest's card does not work: {answer}")

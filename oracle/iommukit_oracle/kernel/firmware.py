@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from iommukit.machine.acpi import checksummed
 from iommukit_oracle.guest.packages import Archive, Packages, Unavailable, cache_folder
 from iommukit_oracle.kernel.realisation import Region
 
@@ -88,7 +89,7 @@ def _compiler() -> str:
 
 # ---- tables in place of QEMU's ---------------------------------------------------------------------------------------
 
-_LENGTH, _REVISION, _CHECKSUM = 4, 24, 9
+_LENGTH, _REVISION = 4, 24
 """Offsets in the header that all tables share (ACPI 5.2.6); the kernel takes a table of a higher OEM revision."""
 _DMAR_FLAGS, _OPT_IN = 37, 1 << 2
 """DMA_CTRL_PLATFORM_OPT_IN_FLAG (VT-d 8.1)."""
@@ -104,9 +105,7 @@ def with_regions(signature: str, table: bytes, regions: Sequence[Region], *, opt
     new[_LENGTH : _LENGTH + 4] = struct.pack("<I", len(new))
     revision = struct.unpack_from("<I", new, _REVISION)[0]
     new[_REVISION : _REVISION + 4] = struct.pack("<I", revision + 1)
-    new[_CHECKSUM] = 0
-    new[_CHECKSUM] = -sum(new) & 0xFF
-    return bytes(new)
+    return checksummed(bytes(new))
 
 
 def _rmrr(region: Region) -> bytes:

@@ -6,81 +6,35 @@ buses.  What cannot be made is ``Inexpressible``, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from iommukit.device import DeviceKind
 from iommukit.machine.model import BootSpec, DeviceSpec, Machine
-from iommukit_oracle.guest.boot import MACHINES
+from iommukit_oracle.guest.boot import BY_VENDOR, MACHINES
+from iommukit_oracle.kernel.builds import words_for_build
+from iommukit_oracle.kernel.devices import (
+    BRIDGES,
+    CARD,
+    ENDPOINTS,
+    NETWORK,
+    NUMBERED,
+    NUMBERS,
+    PLUGGABLE,
+    STAND_INS,
+    USB,
+    VIRTIO_NETWORK,
+    ZPCI,
+    Model,
+)
 from iommukit_oracle.kernel.realisation import MEMORY, NO_NP_CACHE, UEFI, Inexpressible, Placed, Plugging, Realisation, Region
 from iommukit_oracle.qemu_arguments import QemuArguments, QemuDevice, place_devices
+from iommukit_oracle.qemu_machine import ACS
 
-MACHINE_OF = {machine.vendor: name for name, machine in MACHINES.items()}
-"""By vendor: the guest machine."""
+# ---- places ----------------------------------------------------------------------------------------------------------
 
-
-# ---- QEMU's devices --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A device of QEMU: its name, the guest's driver that does its DMA, what that can be asked to do, and what it is backed by."""
-
-    name: str
-    driver: str | None = None
-    work: str = ""
-    backend: str = ""
-    properties: Mapping[str, str] = field(default_factory=dict)
-
-
-NETWORK = Model("e1000e", "e1000e", "network", "netdev", {"romfile": ""})
-DISK = Model("nvme", "nvme", "disk", "drive", {"serial": "iommukit"})
-USB = Model("qemu-xhci", "xhci_hcd")
-CARD = Model("edu")
-_VIRTIO = {"iommu_platform": "on", "disable-legacy": "on"}
-VIRTIO_NETWORK = Model("virtio-net-pci", "virtio-pci", "network", "netdev", {**_VIRTIO, "romfile": ""})
-VIRTIO_DISK = Model("virtio-blk-pci", "virtio-pci", "disk", "drive", _VIRTIO)
-
-ENDPOINTS: Mapping[str, Model] = {"8086:10d3": NETWORK, "1b36:0010": DISK, "1b36:000d": USB, "1234:11e8": CARD}
-"""By vendor and device: what QEMU has."""
-STAND_INS: Mapping[str, Model] = {
-    # Whose numbers no driver of the kernel's IOMMU layer looks at.
-    "15b3:1016": NETWORK,
-    "8086:2822": NETWORK,
-    "1022:15e0": NETWORK,
-    "8086:a12f": USB,
-}
-"""Devices that QEMU lacks and whose numbers mean nothing to the IOMMU code, and what is taken for them."""
-ZPCI: Mapping[str, Model] = {
-    "8086:10d3": VIRTIO_NETWORK,
-    "15b3:1016": VIRTIO_NETWORK,
-    "1234:11e8": VIRTIO_NETWORK,
-    "1b36:0010": VIRTIO_DISK,
-}
-"""The functions of s390, where QEMU's virtio devices are all there is."""
-
-BRIDGES: Mapping[DeviceKind, str] = {
-    DeviceKind.ROOT_PORT: "pcie-root-port",
-    DeviceKind.UPSTREAM_PORT: "x3130-upstream",
-    DeviceKind.DOWNSTREAM_PORT: "xio3130-downstream",
-    DeviceKind.PCIE_TO_PCI_BRIDGE: "pcie-pci-bridge",
-    DeviceKind.PCI_BRIDGE: "pci-bridge",
-}
-NUMBERS: Mapping[str, str] = {
-    "pcie-root-port": "1b36:000c",
-    "x3130-upstream": "104c:8232",
-    "xio3130-downstream": "104c:8233",
-    "pcie-pci-bridge": "1b36:000e",
-    "pci-bridge": "1b36:0001",
-}
-"""Vendor and device of QEMU's ports and bridges: the kernel knows some makers' by their quirks."""
-NUMBERED = frozenset({"pcie-root-port", "xio3130-downstream"})
-"""Ports that want numbers for chassis and slot."""
-PLUGGABLE = frozenset({DeviceKind.ROOT_PORT, DeviceKind.DOWNSTREAM_PORT})
-"""Ports below which QEMU plugs and unplugs."""
-ACS = frozenset({"SV", "RR", "CR", "UF"})
-"""What the access control capability of QEMU's root port has; its other devices have none."""
 CHIPSET: Mapping[tuple[str, str], str] = {("intel_vtd", "8086:2918"): "0000:00:1f.0", ("amd_vi", "8086:2918"): "0000:00:1f.0"}
 """By vendor and numbers: functions of the q35 chipset, which are there without being asked for (ICH9's ISA bridge)."""
 OWN_PORT = "plugs"
@@ -88,26 +42,7 @@ OWN_PORT = "plugs"
 FIRST_FREE_SLOT = 0x10
 
 
-# ---- builds and options ----------------------------------------------------------------------------------------------
-
-BUILT: Mapping[str, Callable[[str], str]] = {
-    "amd64": lambda kernel: "lazy",
-    "arm64": lambda kernel: "strict",
-    "s390x": lambda kernel: "strict" if kernel == "6.1" else "lazy",
-}
-"""By Debian's architecture: the policy that its kernels are built with."""
-WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("lazy", "strict"): ("iommu.strict=1",),
-    ("lazy", "passthrough"): ("iommu.passthrough=1",),
-    ("strict", "lazy"): ("iommu.strict=0",),
-    # A kernel built for passthrough starts lazy.
-    ("strict", "passthrough"): ("iommu.passthrough=1", "iommu.strict=0"),
-}
-"""From what was built to what is wanted: the words that come to the same."""
-OFF = "intel_iommu=off"
-"""What a kernel built with VT-d off does by itself; the word refuses firmware's wish for protection besides."""
-CONFIG = {"INTEL_IOMMU_DEFAULT_ON": True, "INTEL_IOMMU_SCALABLE_MODE_DEFAULT_ON": True, "INTEL_IOMMU_FLOPPY_WA": True}
-"""Further options of Debian's builds that scenarios name."""
+# ---- hardware options ------------------------------------------------------------------------------------------------
 
 Options = Mapping[tuple[str, Any], str]
 """By hardware option and value: the property of QEMU's IOMMU, empty where that is what QEMU has."""
@@ -136,11 +71,11 @@ def realise(machine: Machine, boot: BootSpec, vendor: str, kernel: str) -> Reali
 
     Raises ``Inexpressible``.
     """
-    name = MACHINE_OF.get(vendor)
+    name = BY_VENDOR.get(vendor)
     if name is None:
         raise Inexpressible(f"QEMU has no IOMMU of {vendor}")
     opt_in = bool(machine.hardware.get("platform_opt_in"))
-    words, notes = _words(boot, vendor, kernel, MACHINES[name].debian, opt_in=opt_in)
+    words, notes = words_for_build(boot, vendor, kernel, MACHINES[name].debian, opt_in=opt_in)
     if machine.firmware:
         raise Inexpressible(f"QEMU makes its own {' and '.join(machine.firmware)}, from its own hardware")
     options = _hardware(machine, vendor)
@@ -172,28 +107,6 @@ def realise(machine: Machine, boot: BootSpec, vendor: str, kernel: str) -> Reali
         qemu=variant,
         notes=(*notes, *builder.notes),
     )
-
-
-def _words(boot: BootSpec, vendor: str, kernel: str, arch: str, *, opt_in: bool) -> tuple[tuple[str, ...], list[str]]:
-    """The words that stand for the kernel's configuration, and what to say of them."""
-    if boot.memory_encryption:
-        raise Inexpressible("QEMU emulates no memory encryption")
-    words: tuple[str, ...] = ()
-    notes: list[str] = []
-    for name, value in boot.config.items():
-        about_this = vendor == "intel_vtd" or not name.startswith("INTEL_")
-        if not about_this or CONFIG.get(name, False) is value:
-            continue
-        if name != "INTEL_IOMMU_DEFAULT_ON" or opt_in:
-            raise Inexpressible(f"Debian's kernels are built with {name}={'y' if CONFIG.get(name) else 'n'}")
-        words = (OFF,)
-        notes.append(f"{OFF} stands for a kernel built with {name}=n")
-    built = BUILT[arch](kernel)
-    if boot.kconfig not in (None, built):
-        policy = WORDS[built, boot.kconfig or built]
-        words = (*words, *policy)
-        notes.append(f"{' '.join(policy)} stands for a kernel built {boot.kconfig}")
-    return words, notes
 
 
 def _reserved(regions: Sequence[Region]) -> tuple[str, ...]:
@@ -233,7 +146,7 @@ def _check(spec: DeviceSpec) -> None:
 
 
 @dataclass(slots=True)
-class _Builder:
+class _Builder(ABC):
     """The arguments as they come about."""
 
     machine: Machine
@@ -245,9 +158,9 @@ class _Builder:
     placed: dict[str, Placed] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    @abstractmethod
     def build(self) -> None:
         """Make the arguments for all devices.  Raises ``Inexpressible``."""
-        raise NotImplementedError
 
     def backed(self, model: Model, id: str) -> dict[str, str]:
         """The properties of a device, once what is behind it has been made."""
@@ -271,6 +184,12 @@ class _Builder:
         return model
 
 
+def _place(address: str) -> tuple[int, int]:
+    """Slot and function of an address."""
+    slot, function = address[8:].split(".")
+    return int(slot, 16), int(function)
+
+
 def _argument(properties: Mapping[str, str]) -> str:
     return ",".join([properties["driver"], *(f"{name}={value}" for name, value in properties.items() if name != "driver")])
 
@@ -287,7 +206,7 @@ class _Zpci(_Builder):
                 raise Inexpressible(f"QEMU's s390 has no {spec.kind.value.replace('_', ' ')}")
             model = self.model(spec, ZPCI)
             id = f"f{number}"
-            if spec.id not in (None, "1af4:1041"):
+            if spec.id is not None:
                 self.notes.append(f"{model.name} stands for {spec.name} ({spec.id})")
             properties = self.backed(model, id)
             if spec.present:
@@ -398,7 +317,7 @@ class _Express(_Builder):
             raise Inexpressible(f"QEMU's {model} is {NUMBERS[model]}, not {spec.id}")
         properties = {"driver": model, "id": id}
         wanted = set(spec.acs or ()) | set(spec.attributes.get("acs_capability", ()))
-        if wanted and (spec.acs == "unknown" or model != "pcie-root-port" or wanted != ACS):
+        if wanted and (spec.acs == "unknown" or model != "pcie-root-port" or wanted != set(ACS)):
             raise Inexpressible(f"QEMU's {model} cannot be given ACS {', '.join(sorted(wanted))}")
         if model in NUMBERED:
             self.ports += 1
@@ -477,8 +396,8 @@ class _Express(_Builder):
             raise Inexpressible("QEMU's device tree calls no port external-facing")
         if not address.startswith("0000:00:"):
             raise Inexpressible("only ports of the root bus have a name in QEMU's ACPI tables")
-        slot, function = address[8:].split(".")
-        self.external.append(int(slot, 16) << 3 | int(function))
+        slot, function = _place(address)
+        self.external.append(slot << 3 | function)
 
     def _region(self, spec: DeviceSpec, region: Any, address: str, placed: Mapping[str, Any]) -> Region:
         """Memory that firmware reserves: VT-d's kind follows from what the device is, AMD-Vi knows one."""
@@ -492,8 +411,7 @@ class _Express(_Builder):
         path: list[tuple[int, int]] = []
         at: str | None = address
         while at is not None:
-            slot, function = at[8:].split(".")
-            path.insert(0, (int(slot, 16), int(function)))
+            path.insert(0, _place(at))
             at = placed[at].parent if at in placed else None
         requester = int(address[5:7], 16) << 8 | path[-1][0] << 3 | path[-1][1]
         return Region(region.start, region.end, requester, tuple(path), kind)

@@ -104,7 +104,6 @@ class Session:
         seen = guest.ask("state")
         self.groups = tuple(_group_entry(group, seen["functions"]) for group in seen["groups"])
         self.functions = tuple(PciEntry.model_validate(_function(each)) for each in seen["functions"])
-        self.drivers = {each["address"]: each["driver"] for each in seen["functions"]}
         guest.ask("write", f"{PCI}/drivers_autoprobe", "0")
         self.modules = start_archive(kernel, guest.machine.debian)[1]
         self.inserted = False
@@ -151,10 +150,6 @@ class Session:
                 groups.append(GroupRecord(id=int(group["id"]), type=group["type"], devices=members))
                 types.update({member: group["type"] for member in members if member in types})
         return StateRecord(groups=tuple(groups), types=types)
-
-    def group(self, name: str) -> int | None:
-        """The number of a device's group."""
-        return self.state().members.get(name)
 
     def _regions(self) -> dict[str, tuple[str, ...]]:
         regions = {int(group["id"]): tuple(group["reserved"]) for group in self.guest.ask("state")["groups"]}

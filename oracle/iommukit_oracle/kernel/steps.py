@@ -45,7 +45,7 @@ class Player:
         """Which group each device was in, so that a step can address it after the device has gone."""
         self.owners: dict[tuple[int, str], list[str]] = {}
         """By group and owner: the addresses that were bound to VFIO's driver for it."""
-        self._before = session.start
+        self.before = session.start
         self._attachments = session.attachments()
 
     def play(self, step: Step) -> tuple[StepRecord, bool]:
@@ -54,7 +54,7 @@ class Player:
         state = self.session.state()
         self.last_group.update(state.members)
         counted = self.session.attachments()
-        before, self._before = self._before, state
+        before, self.before = self.before, state
         attached, self._attachments = counted - self._attachments, counted
         record = StepRecord(
             op=step.op,
@@ -69,19 +69,25 @@ class Player:
 
     def group(self, name: str) -> int | Done:
         """The number of a device's group, also of one that has left."""
-        number = self._before.members.get(name, self.last_group.get(name))
+        number = self.before.members.get(name, self.last_group.get(name))
         if number is None:
             return Done("ENOENT", f"{name} is in no group")
-        if number not in {group.id for group in self._before.groups}:
+        if number not in {group.id for group in self.before.groups}:
             return Done("ENODEV", f"{name}'s group has gone with its last device")
         return number
+
+    @property
+    def owned(self) -> set[int]:
+        """The groups that somebody owns."""
+        return {group for group, _ in self.owners}
 
     def close(self) -> None:
         """Give back what owners still hold."""
         for group, owner in list(self.owners):
-            self._release(group, owner)
+            self.give_back(group, owner)
 
-    def _release(self, group: int, owner: str) -> str:
+    def give_back(self, group: int, owner: str) -> str:
+        """Let go of a group, and of what was bound for its owner; ``ok`` or the error's name."""
         result = str(self.guest.ask("release", str(group), owner))
         for address in self.owners.pop((group, owner), []):
             self.session.unbind(address, VFIO)
@@ -118,9 +124,8 @@ def _write(player: Player, arguments: Any) -> Done:
     rights = () if arguments.privileged else ("unprivileged",)
     result = str(player.guest.ask("write", f"{GROUPS}/{group}/type", text, *rights))
     # A strict queue becomes a lazy one under a driver: there the driver is not looked at.
-    live = arguments.type.strip() == "DMA-FQ" and player._before.types.get(arguments.group_of) == "DMA"
-    owned = group in [number for number, _ in player.owners]
-    if player.session.kernel == "6.1" and owned and not live and result == "EBUSY":
+    live = arguments.type.strip() == "DMA-FQ" and player.before.types.get(arguments.group_of) == "DMA"
+    if player.session.kernel == "6.1" and group in player.owned and not live and result == "EBUSY":
         return undecided("6.1 looks at the driver, which VFIO needs, before it looks at the owner", stops=True)
     return Done(result)
 
@@ -130,11 +135,9 @@ def _claim(player: Player, arguments: Any) -> Done:
     group = player.group(arguments.group_of)
     if isinstance(group, Done):
         return group
-    held = [number for number, _ in player.owners]
-    there = player.session.look()
-    members = [each for each in there.values() if each["group"] == str(group)]
+    members = [each for each in player.session.look().values() if each["group"] == str(group)]
     mine: list[str] = []
-    if group not in held and not any(each["driver"] == VFIO for each in members):
+    if group not in player.owned and not any(each["driver"] == VFIO for each in members):
         for each in members:
             if not each["driver"] and not each["class"].startswith("0604") and player.session.bind(each["address"], VFIO) == "ok":
                 mine.append(each["address"])
@@ -148,7 +151,7 @@ def _claim(player: Player, arguments: Any) -> Done:
     if result != "ok":
         for address in mine:
             player.session.unbind(address, VFIO)
-        if group in held:
+        if group in player.owned:
             return undecided("VFIO opens a group once, so the core is not asked for a second owner")
         if colon:
             return undecided(f"VFIO could not {where}: {error}", stops=True)
@@ -163,7 +166,7 @@ def _release(player: Player, arguments: Any) -> Done:
         return group
     if (group, arguments.owner) not in player.owners:
         return Done("EINVAL", f"{arguments.owner} does not own the group")
-    return Done(player._release(group, arguments.owner))
+    return Done(player.give_back(group, arguments.owner))
 
 
 def _remove(player: Player, arguments: Any) -> Done:

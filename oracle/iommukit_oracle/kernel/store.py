@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from iommukit.errors import InputError
+from iommukit.report.vouchers import Place
 from iommukit_oracle.compact import compress, write_files
 from iommukit_oracle.kernel.record import BootRecord, RunRecord
 from iommukit_oracle.recording import parse_line, read_lines, recording_files, shipped_recordings
-
-Place = tuple[str, str, str]
-"""A scenario's id, a kernel's and a vendor's name."""
 
 
 def shipped_boots() -> Path:

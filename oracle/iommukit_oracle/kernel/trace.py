@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iommukit.errors import HardwareLost, InputError
-from iommukit_oracle.guest.boot import MACHINES, Guest, GuestMachine
+from iommukit_oracle.guest.boot import BY_VENDOR, MACHINES, Guest, GuestMachine
 from iommukit_oracle.guest.kernels import GuestKernel
 from iommukit_oracle.guest.tracing import CMDLINE, STATS, quiet_trace
 from iommukit_oracle.guest.userland import initrd
@@ -57,10 +57,9 @@ MORE: Mapping[str, str] = {"intel_vtd": "intel_iommu=on"}
 
 def machine_for(vendor: str) -> GuestMachine:
     """QEMU's machine with a vendor's IOMMU.  Raises ``InputError``."""
-    known = {machine.vendor: machine for machine in MACHINES.values()}
-    if vendor not in known:
-        raise InputError(f"no machine of QEMU has the IOMMU of {vendor!r}; there are {', '.join(known)}")
-    return known[vendor]
+    if vendor not in BY_VENDOR:
+        raise InputError(f"no machine of QEMU has the IOMMU of {vendor!r}; there are {', '.join(BY_VENDOR)}")
+    return MACHINES[BY_VENDOR[vendor]]
 
 
 def record_trace(kernel: GuestKernel, vendor: str, device: Kind, size: int, cmdline: str = "") -> Trace:
@@ -83,9 +82,7 @@ def record_trace(kernel: GuestKernel, vendor: str, device: Kind, size: int, cmdl
     start = initrd(kernel, machine.debian, worker.modules)
     with Guest(machine, kernel.image, start, words, devices=devices, extra=BACKENDS[device]) as guest:
         counts = {"boot": _entries(guest)}
-        inserted = guest.ask("insert", *guest.ask("read", "/mods/order"))
-        if failed := {name: said for name, said in inserted.items() if said != "ok"}:
-            raise HardwareLost(f"the guest could not load {failed}")
+        guest.load_modules()
         counts["probe"] = _entries(guest)
         state = guest.ask("state")
         found = next((each for each in state["functions"] if each["class"] == worker.class_code), None)
