@@ -17,7 +17,7 @@ NOT_MODELLED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^DMAR: DRHD: handling fault status|^DMAR: \[DMA (Read|Write)", "DMA faults"),
         (r"^arm-smmu-v3 \S+: (event 0x|(\t|\\x09)0x)", "events of an SMMU"),
         (r"AMD IOMMUv2", "AMD's driver for process address spaces, which Debian builds in"),
-        (r"^software IO TLB: ", "bounce buffers"),
+        (r"^software IO TLB: |^PCI-DMA: ", "bounce buffers"),
         (r"^Unknown kernel command line parameters|^    \S", "the kernel's list of options that nobody reads"),
         (r"^(RIP|CPU|Call Trace|Modules linked in|Code|Hardware name)\b|^ |^---|^R[A-Z0-9]{2}: |^[CF]S: |^CR\d: ", "stack traces"),
         (r"callbacks suppressed$", "printk itself"),

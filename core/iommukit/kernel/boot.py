@@ -312,7 +312,7 @@ X86_NOT_POLICY = (
 
 
 def _iommu_x86(value: str | None, boot: BootState) -> Iterable[OptionReport]:
-    """``arch/x86/kernel/pci-dma.c:iommu_setup``: a comma list, matched by prefix; ``usedac`` stops the parsing."""
+    """``arch/x86/kernel/pci-dma.c:iommu_setup``: a comma list, matched by prefix; ``usedac`` stops the parsing with an answer of 1."""
     if value is None:
         yield OptionReport("iommu", Verdict.INVALID, "a value was expected; nothing changed")
         return
@@ -331,7 +331,7 @@ def _iommu_x86(value: str | None, boot: BootState) -> Iterable[OptionReport]:
         elif token.startswith("usedac"):
             rest = tokens[position + 1 :]
             note = f"ends the list; ignored: {','.join(rest)}" if rest else "no part in the policy"
-            yield OptionReport(shown, Verdict.INEFFECTIVE, note)
+            yield OptionReport(shown, Verdict.INEFFECTIVE, note, malformed=True)
             return
         elif token.startswith(X86_NOT_POLICY):
             yield OptionReport(shown, Verdict.INEFFECTIVE, "no part in the policy")

@@ -43,6 +43,8 @@ class OptionReport:
     option: str
     verdict: Verdict
     note: str = ""
+    malformed: bool = False
+    """Its reader answered non-zero although it took the word, and the kernel calls the option malformed."""
 
 
 Apply = Callable[[str | None, "BootState"], Iterable[OptionReport]]
@@ -142,7 +144,7 @@ def apply_cmdline(boot: BootState, options: Iterable[KernelOption], relevant: Ca
                     continue
                 made = list(option.apply(value, boot))
                 reports.extend((position, report) for report in made)
-                if stage is Stage.EARLY and any(report.verdict is Verdict.INVALID for report in made):
+                if stage is Stage.EARLY and any(report.malformed or report.verdict is Verdict.INVALID for report in made):
                     boot.log.append(f"Malformed early option '{name}'")  # do_early_param
     for position, (name, value) in enumerate(words):
         if _same(name) not in readers and relevant(name):
