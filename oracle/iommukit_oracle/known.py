@@ -43,11 +43,26 @@ def _line_like(pattern: re.Pattern[str]) -> Callable[[Recording, Observation], b
     return lambda recording, seen: seen.kind == "log" and pattern.search(seen.expected.strip('"')) is not None
 
 
+_MAPPED_TWICE = re.compile(r"DMA PTE for vPFN 0x0 already set|WARNING: at (intel_iommu_map_pages|__domain_mapping)\b")
+
+
+def _page_zero(recording: Recording, seen: Observation) -> bool:
+    """A unit's driver finds page 0 mapped, and firmware has reserved memory from there on."""
+    from_zero = any("RMRR base: 0x00000000000000 " in line for line in recording.iommu_log)
+    return from_zero and seen.kind == "log" and seen.got == "nothing" and _MAPPED_TWICE.search(seen.expected) is not None
+
+
 KNOWN_DIFFERENCES: tuple[KnownDifference, ...] = (
     KnownDifference(
         "debian-integrated-graphics",
         "Debian's kernels have an option of their own, on by default, that gives integrated graphics an identity domain",
         _about_integrated_graphics,
+    ),
+    KnownDifference(
+        "page-zero-twice",
+        "Linux maps page 0 anew for each direct region that holds it, as the address that it is mapped to, 0, is also the word for"
+        " a page that is not; VT-d's driver warns of that, and the model prints no lines about page tables",
+        _page_zero,
     ),
     *(
         KnownDifference("not-modelled", f"the model prints no lines about {subject}", _line_like(pattern))

@@ -44,18 +44,20 @@ def unplug(guest: Guest, placed: Placed) -> None:
     _wait(guest, placed.address, there=False)
 
 
-def plug(guest: Guest, placed: Placed) -> None:
+def plug(guest: Guest, placed: Placed) -> list[str]:
     """Put a device where it belongs.  Raises ``HardwareLost`` where it does not come up.
 
-    Where the kernel is told to scan the bus again, others that it was told to forget are found too: those are forgotten again.
+    Where the kernel is told to scan the bus again, others that it was told to forget are found too: those are forgotten again, and
+    their addresses are the answer, as they may have left their mark on numbers of groups.
     """
     if placed.plugging is Plugging.SYSFS:
         before = set(_functions(guest))
         _must(guest, f"/sys/class/pci_bus/{placed.address.rpartition(':')[0]}/rescan", "1")
         _wait(guest, placed.address, there=True)
-        for other in set(_functions(guest)) - before - {placed.address}:
+        found_too = sorted(set(_functions(guest)) - before - {placed.address})
+        for other in found_too:
             _must(guest, f"{PCI}/devices/{other}/remove", "1")
-        return
+        return found_too
     with _watched(guest, placed):
         if guest.machine.vendor == "s390":
             _add(guest, _zpci(guest, placed))
@@ -63,6 +65,7 @@ def plug(guest: Guest, placed: Placed) -> None:
         _wait(guest, placed.address, there=True)
         # It is in the list before all about it is settled.  A scan of its bus waits for who put it there, and finds nothing new.
         _must(guest, f"{PCI}/devices/{placed.address}/rescan", "1")
+    return []
 
 
 def _functions(guest: Guest) -> list[str]:

@@ -64,35 +64,7 @@ def _strict_by_qemu(seen: Seen) -> bool:
     return seen.way is Way.AS_WRITTEN and stricter and any(VIRTUAL in line for line in seen.boot.log)
 
 
-def _named_by_vfio(seen: Seen) -> bool:
-    texts = seen.observation.expected, seen.observation.got
-    return seen.observation.kind == "log" and any("Firmware has requested" in text for text in texts)
-
-
-def _all_translated(seen: Seen) -> bool:
-    return seen.observation.kind == "default" and "pt=off" in seen.boot.qemu_args
-
-
-def _table_untold(seen: Seen) -> bool:
-    return bool(seen.boot.tables) and "iommu=off" in seen.boot.cmdline
-
-
 DIFFERENCES: tuple[Difference, ...] = (
-    Difference(
-        "named-by-vfio",
-        "VFIO claims a group by a device that is bound to its driver, so that the line names that driver",
-        _named_by_vfio,
-    ),
-    Difference(
-        "all-translated",
-        "without pass-through every bystander is strict by requirement, so that the system's default does not show in them",
-        _all_translated,
-    ),
-    Difference(
-        "opt-in-with-iommu-off",
-        "the flag of the replaced table is not told by what the guest shows, and with iommu=off nobody asks for access control",
-        _table_untold,
-    ),
     Difference(
         "qemu-np-cache",
         "QEMU's AMD IOMMU says that it caches entries that are absent (NpCache), and with that Linux is always strict",

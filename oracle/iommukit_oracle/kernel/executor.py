@@ -139,7 +139,7 @@ def default_policy(session: Session) -> str:
     """The system's default: as the kernel's lines tell it.
 
     Whether flushes wait may be decided late, when the lines have been printed: that shows in the groups of bystanders, functions of
-    QEMU's chipset that no driver has wishes for.
+    QEMU's chipset that no driver has wishes for.  An IOMMU without pass-through wishes all of them to be strict, and they tell nothing.
     """
     text = "\n".join(session.log)
     if "Default domain type: Passthrough" in text:
@@ -148,11 +148,13 @@ def default_policy(session: Session) -> str:
         return ""
     mine = {placed.address for placed in session.realisation.placed.values()}
     bystanders = {group.type for group in session.groups if not mine.intersection(group.devices)}.intersection(TRANSLATED)
-    if len(bystanders) == 1:
+    if len(bystanders) == 1 and NO_PASSTHROUGH not in session.realisation.options:
         return TRANSLATED[bystanders.pop()]
     return next((policy for policy, words in MODES.items() if words in text), "")
 
 
+NO_PASSTHROUGH = "pt=off"
+"""QEMU's word for a VT-d unit that translates always."""
 TRANSLATED = {"DMA": "STRICT", "DMA-FQ": "LAZY"}
 """The policy by a translated group's type."""
 MODES = {"LAZY": "invalidation policy: lazy mode", "STRICT": "invalidation policy: strict mode"}

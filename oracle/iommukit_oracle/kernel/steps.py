@@ -183,7 +183,8 @@ def _add(player: Player, arguments: Any) -> Done:
     if placed.address in player.session.look():
         return Done("EEXIST", f"{arguments.device} is there")
     player.session.withdraw_drivers()
-    plug(player.guest, placed)
+    if plug(player.guest, placed):
+        return undecided("a scan of the bus finds all devices that the kernel was told to forget, not one alone", stops=True)
     driver = player.session.driver_of(arguments.device)
     if driver:
         player.session.unbind(placed.address, driver)
