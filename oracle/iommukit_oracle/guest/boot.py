@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from iommukit_oracle.guest.kernels import direct_image
 from iommukit_oracle.hardware.qemu import Process, Program, connection, find, inherited
 from iommukit_oracle.hardware.qmp import Monitor
 
-TIMEOUT = 120.0
+TIMEOUT = 60.0
 """Seconds of real time for a guest to answer; a boot takes 2 to 5."""
 
 
@@ -154,8 +155,10 @@ class Guest:
         return "\n".join(self._console)
 
     def _answer(self) -> Any:
-        """The agent's next answer; what the kernel prints before it is kept."""
+        """The agent's next answer; what the kernel prints before it is kept: one that hangs may well go on complaining of that."""
+        end = time.monotonic() + TIMEOUT
         while True:
+            self._socket.settimeout(max(end - time.monotonic(), 0.001))
             try:
                 read = self._lines.readline()
             except TimeoutError as error:
