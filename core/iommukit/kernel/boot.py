@@ -312,7 +312,7 @@ X86_NOT_POLICY = (
 
 
 def _iommu_x86(value: str | None, boot: BootState) -> Iterable[OptionReport]:
-    """``arch/x86/kernel/pci-dma.c:iommu_setup``: a comma list, matched by prefix; ``usedac`` stops the parsing with an answer of 1."""
+    """``arch/x86/kernel/pci-dma.c:iommu_setup``: a comma list, matched by prefix; ``usedac`` ends it, with an answer of 1."""
     if value is None:
         yield OptionReport("iommu", Verdict.INVALID, "a value was expected; nothing changed")
         return

@@ -139,7 +139,7 @@ def default_policy(session: Session) -> str:
     """The system's default: as the kernel's lines tell it.
 
     Whether flushes wait may be decided late, when the lines have been printed: that shows in the groups of bystanders, functions of
-    QEMU's chipset that no driver has wishes for.  An IOMMU without pass-through wishes all of them to be strict, and they tell nothing.
+    QEMU's chipset that no driver has wishes for.  Without pass-through an IOMMU wishes all of them to be strict: they tell nothing.
     """
     text = "\n".join(session.log)
     if "Default domain type: Passthrough" in text:
