@@ -27,7 +27,7 @@ NOT_MODELLED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 _NOT_MODELLED = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, _ in NOT_MODELLED))
 _ABOUT_DMA = re.compile(r"iommu|DMAR|AMD-Vi|smmu|domain|DMA API|Firmware has requested|WARNING", re.IGNORECASE)
-_WARNING = re.compile(r"^WARNING: .* ([a-z0-9_]+)\+0x[0-9a-f]+/0x[0-9a-f]+.*$")
+_WARNING = re.compile(r"^WARNING: .* ([a-z0-9_]+)(?:\.cold)?\+0x[0-9a-f]+/0x[0-9a-f]+.*$")
 
 
 def modelled(lines: Iterable[str]) -> list[str]:

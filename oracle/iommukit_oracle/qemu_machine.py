@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from iommukit.device import DeviceKind
 from iommukit.errors import InputError
 from iommukit.kernel.cmdline import split_cmdline
+from iommukit.kernel.profiles import get_kernel
 from iommukit.machine.model import BootSpec, DeviceSpec, Machine
 from iommukit_oracle.events import later_devices
 from iommukit_oracle.qemu_arguments import (
@@ -35,7 +36,9 @@ ARCH = {"amd64": "x86_64", "arm64": "aarch64", "s390x": "s390x"}
 """The recordings' architectures (Debian's names) as machine files call them."""
 
 PROFILE = {"6.1": "6.1.192"}
-"""Kernels whose profile has another name: recordings of 6.1 are of its stable series."""
+"""Kernels whose profile has another name, where a recording does not tell its release: those of 6.1 are of its stable series."""
+_RELEASES = tuple(map(re.compile, (r" Debian (\d+\.\d+\.\d+)-\S+ \(\d{4}-", r"^Linux version (\d+\.\d+\.\d+)")))
+"""The release in a kernel's words of itself: Debian's stands at the end, as its names have their own last number."""
 
 ACS = ("SV", "RR", "CR", "UF")
 """What the kernel enables of QEMU's access control capability once somebody has asked for it."""
@@ -90,8 +93,11 @@ def boot_of(recording: Recording) -> BootSpec:
 
 
 def profile_of(recording: Recording) -> str:
-    """The name of the kernel profile."""
-    return PROFILE.get(recording.kernel, recording.kernel)
+    """The name of the kernel profile: of 6.1, that of the release in the stable series."""
+    if recording.kernel not in PROFILE:
+        return recording.kernel
+    told = next((found[1] for pattern in _RELEASES if (found := pattern.search(recording.uname))), PROFILE[recording.kernel])
+    return get_kernel(told).name
 
 
 def _functions(recording: Recording, arguments: QemuArguments, later: Mapping[str, str]) -> Iterator[DeviceSpec]:

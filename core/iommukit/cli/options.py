@@ -36,7 +36,7 @@ class Group(_WithExamples, click.Group):
     """Commands under one name, with examples at the end of its help."""
 
 
-KERNEL_HELP = "rfc, rfc-as-posted, rfc-unconverted, 6.1, 6.12, 7.2 or 6.1.192; may be repeated."
+KERNEL_HELP = "rfc, rfc-as-posted, rfc-unconverted, 6.1, 6.12, 7.2, 6.1.176 or 6.1.192; may be repeated."
 vendor_option = click.option(
     "--vendor", "vendors", multiple=True, metavar="VENDOR", help="A vendor plugin's name; may be repeated.  Default: all installed."
 )

@@ -229,6 +229,8 @@ class BootState:
     kconfig: str
     default: SystemDefault
     cmdline: str = ""
+    off_is_final: bool = True
+    """Whether ``iommu=off`` is the last word, as it is in newer kernels, or a platform's wish for protection overrules it."""
     memory_encryption: bool = False
     config: dict[str, bool] = field(default_factory=dict)
     """Build options by name; a missing one has the value that the reader names."""

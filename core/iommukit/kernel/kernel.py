@@ -39,6 +39,9 @@ class Kernel(ABC):
     era: ClassVar[Era]
     version: ClassVar[tuple[int, int]]
     trust_rule: ClassVar[TrustRule] = TrustRule.REMOVABLE
+    off_is_final: ClassVar[bool] = True
+    """Whether ``iommu=off`` is the last word.  A platform's wish for protection overruled it until 2026: recordings of 6.1.176 and
+    6.12.107 show that, and those of 6.1.192 and 7.2.13 that it does no more."""
     lazy_by_default: ClassVar[tuple[str, ...]] = ("x86_64", "s390x")
     unit_by_unit: bool = True
     """Devices are probed as each unit registers (since 6.1), not all at the end."""

@@ -36,6 +36,7 @@ class Linux61(Kernel):
     era = Era.V6_1
     version = (6, 1)
     trust_rule = TrustRule.BELOW_EXTERNAL_PORT
+    off_is_final = False
     lazy_by_default: ClassVar[tuple[str, ...]] = ("x86_64",)
     keeps_first_default = False
     """False: a later registration allocates a second default domain for a group that has one."""
@@ -271,10 +272,18 @@ class Linux61(Kernel):
             system.free(previous)
 
 
-class Linux61Stable(Linux61):
-    """6.1.192: stable backports and Debian's build, as the recordings have it."""
+class Linux61EarlierStable(Linux61):
+    """6.1.176: stable backports and Debian's build, as the recordings have it."""
 
-    name = "6.1.192"
-    summary = "stable 6.1.192 (newer rule of trust, one default domain for each group)"
+    name = "6.1.176"
+    summary = "stable 6.1.176 (newer rule of trust, one default domain for each group)"
     trust_rule = TrustRule.REMOVABLE
     keeps_first_default = True
+
+
+class Linux61Stable(Linux61EarlierStable):
+    """6.1.192: as 6.1.176, and ``iommu=off`` is the last word."""
+
+    name = "6.1.192"
+    summary = "stable 6.1.192 (as 6.1.176; iommu=off overrules the platform)"
+    off_is_final = True

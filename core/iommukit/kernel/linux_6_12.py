@@ -27,6 +27,7 @@ class Linux612(Kernel):
     summary = "6.12 (whole-group decisions; static identity and blocked domains)"
     era = Era.V6_12
     tells_leaving = False
+    off_is_final = False
     version = (6, 12)
 
     # ---- boot --------------------------------------------------------------------------------------------------------
@@ -275,6 +276,7 @@ class Linux72(Linux612):
     """7.2.13: page tables from the generic library, firmware read when the IOMMU probes."""
 
     name = "7.2"
+    off_is_final = True
     summary = "7.2 (generic page tables)"
     era = Era.V7_2
     version = (7, 2)

@@ -7,7 +7,7 @@ import re
 from iommukit.errors import InputError
 from iommukit.kernel.historic import FIRST, LAST, Historic
 from iommukit.kernel.kernel import Kernel
-from iommukit.kernel.linux_6_1 import Linux61, Linux61Stable
+from iommukit.kernel.linux_6_1 import Linux61, Linux61EarlierStable, Linux61Stable
 from iommukit.kernel.linux_6_12 import Linux72, Linux612
 from iommukit.kernel.rfc import Rfc
 from iommukit.kernel.rfc_as_posted import RfcAsPosted, RfcUnconverted
@@ -18,8 +18,8 @@ PROFILES: dict[str, Kernel] = {
 }
 """The profiles that the matrix shows."""
 
-STABLE: dict[str, Kernel] = {Linux61Stable.name: Linux61Stable()}
-"""Further profiles: a stable release where it differs from the mainline one."""
+STABLE: dict[str, Kernel] = {kernel.name: kernel for kernel in (Linux61Stable(), Linux61EarlierStable())}
+"""Further profiles: stable releases that differ from the mainline one, the newest first."""
 
 
 def get_kernel(name: str) -> Kernel:
@@ -46,7 +46,9 @@ def get_kernel(name: str) -> Kernel:
 
 
 def _stable_61(name: str) -> Kernel:
-    """6.1.y: the rule of trust changed in the stable series; early releases are as mainline."""
+    """6.1.y: rules changed in the stable series; a release is as the newest known one that is not after it, early ones as mainline."""
     patch = re.match(r"^6\.1\.([0-9]+)", name)
-    newest = patch is not None and int(patch[1]) >= 176
-    return STABLE["6.1.192"] if newest else PROFILES["6.1"]
+    for known, kernel in STABLE.items():
+        if patch is not None and int(patch[1]) >= int(known.rpartition(".")[2]):
+            return kernel
+    return PROFILES["6.1"]

@@ -34,6 +34,7 @@ class Rfc(Kernel):
     era = Era.RFC
     version = (6, 1)
     trust_rule = TrustRule.BELOW_EXTERNAL_PORT
+    off_is_final = False
 
     # ---- boot --------------------------------------------------------------------------------------------------------
 

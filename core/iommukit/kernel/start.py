@@ -32,6 +32,7 @@ def new_boot_state(kernel: Kernel, arch: str, boot: BootSpec) -> BootState:
         kconfig=kconfig,
         default=default,
         cmdline=boot.cmdline,
+        off_is_final=kernel.off_is_final,
         memory_encryption=boot.memory_encryption,
         config=dict(boot.config),
     )

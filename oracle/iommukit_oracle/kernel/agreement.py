@@ -32,7 +32,7 @@ from iommukit_oracle.kernel.record import BootRecord, RunRecord, StateRecord, St
 from iommukit_oracle.kernel.store import Store
 from iommukit_oracle.logs import about_dma, compare_lines, modelled
 from iommukit_oracle.observations import Observation, Replay, Verdict
-from iommukit_oracle.qemu_machine import ACS, PROFILE
+from iommukit_oracle.qemu_machine import ACS, profile_of
 from iommukit_oracle.replay import Session
 
 BURST = 10
@@ -310,8 +310,8 @@ def _compare_rest(comparison: _Comparison) -> None:
 def as_written(boot: BootRecord, run: RunRecord, case: Case, registry: VendorRegistry) -> list[Observation]:
     """The observations of a run: the scenario as its file says, on the model."""
     observations = _compare_as_written(boot, run, case, case.kernel, registry)
-    stable = PROFILE.get(case.kernel.name)
-    if stable is not None and any(seen.verdict is Verdict.DIFFERS for seen in observations):
+    stable = profile_of(boot.recording())
+    if stable != case.kernel.name and any(seen.verdict is Verdict.DIFFERS for seen in observations):
         backported = {
             (seen.kind, seen.where)
             for seen in _compare_as_written(boot, run, case, get_kernel(stable), registry)

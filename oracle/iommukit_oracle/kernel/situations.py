@@ -18,8 +18,9 @@ Names, addresses and the numbers of groups and devices beyond one are left out: 
 which printk drops.  A situation that is told too coarsely would show: two recordings with two answers, which then vouch for
 nothing, or a scenario that ends otherwise than they do.
 
-6.1 stands for 6.1.192, which the recordings are of.  They read the same rules but for trust and for groups that meet several units:
-where a device is trusted in one and not in the other, nothing is alike, and several units are part of the situation.
+6.1 stands for its stable series, which the recordings are of.  It reads the same rules but for trust, for groups that meet several
+units and, of late, for ``iommu=off``: where a device is trusted in one and not in the other, nothing is alike; several units are
+part of the situation; and what a platform's wish makes of ``iommu=off`` shows in the answers.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from iommukit_oracle.qemu_machine import PROFILE
 Fact = tuple[str, str]
 """A situation, and what was answered in it."""
 
-_RECORDED_AS = {stable: name for name, stable in PROFILE.items()}
+_RECORDED_AS = dict.fromkeys(STABLE, "6.1")
 _ON_BY_BUILD = {"intel_vtd": "INTEL_IOMMU_DEFAULT_ON"}
 _BUILDS = frozenset(_ON_BY_BUILD.values())
 _ON = "intel_iommu=on"
@@ -74,6 +75,7 @@ _USUAL = frozenset(f"{word}=True" for word in ("interrupt_remapping", "pass_thro
     "version=3",
 }
 """What QEMU's hardware has where nobody asks for something else."""
+_OFF = re.compile(r"(^|\s)iommu=(\S*,)?off")
 _ASKED_AT_BOOT = frozenset({"caching_mode=True", "np_cache=True", "platform_opt_in=True"})
 """What makes the default strict or translated; nobody asks for it afterwards."""
 _BRIDGES = frozenset({0x0600, 0x0601})
@@ -101,6 +103,8 @@ def _hardware(system: System) -> set[str]:
             words.add("{:04x}:{:04x}".format(*facts.ids))
     words |= set(system.machine.firmware)
     words |= {"encrypted"} if system.boot.memory_encryption else set()
+    if hardware.get("platform_opt_in") and not system.boot.off_is_final and _OFF.search(system.boot.cmdline):
+        words.add("overrules iommu=off")
     return words - _USUAL
 
 

@@ -188,10 +188,8 @@ def _add(player: Player, arguments: Any) -> Done:
     driver = player.session.driver_of(arguments.device)
     if driver:
         player.session.unbind(placed.address, driver)
-        if player.session.meets_at_bind:
-            return undecided(
-                f"{driver}, which is built in, has bound itself at once, and a device meets its IOMMU then", stops=True
-            )
+    if player.session.meets_at_bind and player.session.look()[placed.address]["group"]:
+        return undecided("a driver that is built in tries to bind at once, and a device meets its IOMMU then", stops=True)
     return Done("ok")
 
 

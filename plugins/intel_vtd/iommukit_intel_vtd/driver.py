@@ -198,8 +198,8 @@ def _obey_opt_in(platform: Platform, boot: BootState) -> None:
     outside = any(node.facts.external_facing for node in platform.devices)
     if not platform.table.dma_ctrl_platform_opt_in or platform.options.opt_in_vetoed or not outside:
         return
-    if boot.no_iommu and boot.era is not Era.V6_12:
-        return  # Only 6.12 lets the platform overrule iommu=off.
+    if boot.no_iommu and boot.off_is_final:
+        return
     if boot.no_iommu or not platform.options.enabled:
         boot.log.append("DMAR: Intel-IOMMU force enabled due to platform opt in")
     if not platform.options.enabled:
