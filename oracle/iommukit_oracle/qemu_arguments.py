@@ -107,7 +107,9 @@ BRIDGES = {
     "pci-bridge": DeviceKind.PCI_BRIDGE,
     "i82801b11-bridge": DeviceKind.PCI_BRIDGE,
 }
-EXPRESS = frozenset({"e1000e", "nvme", "igb", "bochs-display", "qemu-xhci", "nec-usb-xhci", "megasas-gen2", "mptsas1068", "pvscsi"})
+EXPRESS = frozenset(
+    {"e1000e", "nvme", "igb", "bochs-display", "qemu-xhci", "nec-usb-xhci", "megasas-gen2", "mptsas1068", "pvscsi", "vmxnet3"}
+)
 """Models with the PCI Express capability wherever their bus has it; on the root bus they are integrated endpoints."""
 HAS_ACS = frozenset({"pcie-root-port"})
 """Models with the access control capability, unless ``disable-acs=on``."""

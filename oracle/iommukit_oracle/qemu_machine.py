@@ -43,6 +43,9 @@ _RELEASES = tuple(map(re.compile, (r" Debian (\d+\.\d+\.\d+)-\S+ \(\d{4}-", r"^L
 ACS = ("SV", "RR", "CR", "UF")
 """What the kernel enables of QEMU's access control capability once somebody has asked for it."""
 
+EMPTY = {"8086:342e": {"0x188": 0}}
+"""Registers of devices that a quirk of the kernel reads: QEMU's device with such numbers has nothing there."""
+
 EXTERNAL_PORT = "0000:00:06.0"
 """The port that the project's own tables (``extport.asl``, ``virt-ext.dts``) call external-facing."""
 
@@ -137,6 +140,8 @@ def _spec(entry: PciEntry, slot: Slot | None, placed: dict[str, Slot], extra: di
             fields["buses"] = bus_below(placed, slot.address)
         if slot.device.model in HAS_ACS and not slot.device.on("disable-acs"):
             fields["attributes"] = {"acs_capability": ACS}
+        if entry.ids in EMPTY:
+            fields["attributes"] = {"registers": EMPTY[entry.ids]}
         if slot.device.on("ats"):
             fields["capabilities"] = ("ats",)
     return DeviceSpec.model_validate(fields)

@@ -105,12 +105,32 @@ def test_amds_features_are_those_that_qemu_has(feature: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("vendor", "numbers"),
+    [("intel_vtd", {("pvscsi", "8086:3a3e"), ("vmxnet3", "8086:342e")}), ("arm_smmu", {("pvscsi", "19e5:a12e")})],
+)
+def test_devices_that_the_kernel_knows_by_their_numbers_are_given_these(vendor: str, numbers: set[tuple[str, str]]) -> None:
+    scenarios = [each for each in load_scenarios([shipped_scenarios()]) if each.scenario == "required-identity-write-auto"]
+    (boot,) = make_plan(scenarios, [get_kernel("6.12")], [VendorRegistry.installed().get(vendor)]).boots
+    assert set(boot.realisation.numbers) == numbers
+
+
+def test_a_model_has_one_set_of_numbers() -> None:
+    port = {"kind": "root_port"}
+    ports = [
+        {"name": "one", "address": "0000:00:06.0", **port},
+        {"name": "two", "address": "0000:00:07.0", "id": "8086:8a1d", **port},
+    ]
+    with pytest.raises(Inexpressible, match="pcie-root-port cannot be 1b36:000c and 8086:8a1d at once"):
+        realise(Machine.model_validate({"machine": "m", "devices": [one, two]}), BootSpec(), "amd_vi", "6.12")
+
+
+@pytest.mark.parametrize(
     ("device", "reason"),
     [
         ({"acs": ["SV"], "kind": "root_port"}, "cannot be given ACS SV"),
         ({"id": "8086:2a40"}, "has no device 8086:2a40"),
         ({"attributes": {"registers": {"0x52": 0}}}, "cannot be given registers"),
-        ({"kind": "root_port", "id": "8086:8c10"}, "is 1b36:000c, not 8086:8c10"),
+        ({"kind": "root_port", "id": "8086:8c11"}, "is 1b36:000c, not 8086:8c11"),
         ({"kind": "platform", "address": "arm-smmu-test"}, "has no platform"),
     ],
 )

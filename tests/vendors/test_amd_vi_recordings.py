@@ -38,6 +38,7 @@ IVMD_DEVICES = {"ivmd": "0000:00:03.0", "vfiojoini": "0000:00:09.1"}
 """Whom the memory definition is for that some cases add to the table."""
 MEMORY = (0x1FFDD000, 0x1000)
 KINDS = {"1b36:000c": "root_port", "1b36:000e": "pcie_to_pci_bridge", "104c:8232": "upstream_port", "104c:8233": "downstream_port"}
+KINDS |= dict.fromkeys(("1234:11e8", "8086:2918", "8086:2922", "8086:2930"), "conventional")
 
 
 def recorded_devices(record):
@@ -52,7 +53,7 @@ def recorded_devices(record):
             "address": address,
             "id": ids,
             "class": device["class"][2:],
-            "kind": "conventional" if ids == "1234:11e8" else KINDS.get(ids, inside),
+            "kind": KINDS.get(ids, inside),
             "multifunction": sum(address[:-1] == other[:-1] for other in listed) > 1,
         }
         if spec["kind"] == "root_port" and "disable-acs=on" not in record["qemu_args"]:

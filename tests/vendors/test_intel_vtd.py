@@ -127,7 +127,9 @@ def test_whether_remapping_is_on(kernel, default_on, cmdline, opt_in, outside, o
     assert not any("batching" in line for line in system.boot.log)
 
 
-@pytest.mark.parametrize(("kernel", "on"), [("6.1", True), ("6.1.176", True), ("6.1.192", False), ("rfc", True), ("6.12", True), ("7.2", False)])
+@pytest.mark.parametrize(
+    ("kernel", "on"), [("6.1", True), ("6.1.176", True), ("6.1.192", False), ("rfc", True), ("6.12", True), ("7.2", False)]
+)
 def test_the_platform_overruled_iommu_off_until_2026(kernel, on):
     system = boot(kernel, [NIC, OUTSIDE], "iommu=off", hardware={"platform_opt_in": True}, kconfig="lazy")
     assert (bool(system.units), FORCED in system.boot.log, system.boot.acs_requested) == (on, on, False)

@@ -52,7 +52,7 @@ KINDS = {
     "1b36:000e": "pcie_to_pci_bridge",
     "104c:8232": "upstream_port",
     "104c:8233": "downstream_port",
-    "1234:11e8": "conventional",
+    **dict.fromkeys(("1234:11e8", "8086:2918", "8086:2922", "8086:2930"), "conventional"),
 }
 ACS = ["SV", "RR", "CR", "UF"]
 

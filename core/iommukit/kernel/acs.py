@@ -30,6 +30,9 @@ _NO_PEER_TO_PEER = frozenset(
     | _ids(0x19A2, 0x0710, 0x0714)
 )
 
+_INTEL = 0x8086
+"""Intel's endpoints in the root complex let peers reach each other by translated addresses alone (``pci_quirk_rciep_acs``)."""
+
 _CHIPSET_PORTS = frozenset(
     # Intel root ports without the capability that isolate all the same (pci_quirk_intel_pch_acs): Ibex Peak, Cougar Point,
     # Panther Point, Lynx Point, Lynx Point-LP, Wildcat Point-LP, Patsburg, Wellsburg.
@@ -62,8 +65,10 @@ def _quirk(device: Device) -> bool | None:
     kind = device.facts.kind
     if ids in _NO_PEER_TO_PEER:
         return True
-    if kind in _PORTS and (ids in _CHIPSET_PORTS or ids in _SERVER_PORTS):
+    if kind is DeviceKind.INTEGRATED_ENDPOINT and device.facts.vendor_id == _INTEL and not device.facts.acs_unknown:
         return True
+    if kind in _PORTS and (ids in _SERVER_PORTS or (ids in _CHIPSET_PORTS and device.system.boot.arch == "x86_64")):
+        return True  # of a chipset's port the kernel makes sure at the bridge of the same chipset
     if ids in _SOUTH_BRIDGE and kind is not DeviceKind.ROOT_PORT:
         return "IVRS" in device.system.machine.firmware and device.multifunction
     return None

@@ -46,7 +46,7 @@ def get_kernel(name: str) -> Kernel:
 
 
 def _stable_61(name: str) -> Kernel:
-    """6.1.y: rules changed in the stable series; a release is as the newest known one that is not after it, early ones as mainline."""
+    """6.1.y: rules changed in the stable series; a release is as the newest known one up to it, early ones are as mainline."""
     patch = re.match(r"^6\.1\.([0-9]+)", name)
     for known, kernel in STABLE.items():
         if patch is not None and int(patch[1]) >= int(known.rpartition(".")[2]):

@@ -64,7 +64,19 @@ def _strict_by_qemu(seen: Seen) -> bool:
     return seen.way is Way.AS_WRITTEN and stricter and any(VIRTUAL in line for line in seen.boot.log)
 
 
+def _no_bounce_buffers(seen: Seen) -> bool:
+    return "(dma)" in seen.observation.where and any(
+        "iommu_dma_unmap_p" in line for step in seen.run.steps if step.op == "dma" for line in step.log
+    )
+
+
 DIFFERENCES: tuple[Difference, ...] = (
+    Difference(
+        "no-bounce-buffers",
+        "what an untrusted device reads and writes is bounced, and a guest with less than 4 GiB of memory has no buffers for that:"
+        " its driver's mappings fail",
+        _no_bounce_buffers,
+    ),
     Difference(
         "qemu-np-cache",
         "QEMU's AMD IOMMU says that it caches entries that are absent (NpCache), and with that Linux is always strict",

@@ -192,13 +192,13 @@ def _lost(boot: Boot, kernel: GuestKernel, waiting: Sequence[Case], reason: str)
 def _record(boot: Boot, kernel: GuestKernel, session: Session, runs: Sequence[RunRecord]) -> BootRecord:
     case = boot.cases[0]
     guest = session.guest
-    variant = boot.realisation.qemu
+    numbers = (f"{model}={numbers}" for model, numbers in boot.realisation.numbers)
     return BootRecord(
         kernel=case.kernel.name,
         vendor=case.vendor.name,
         package=kernel.package,
         uname=session.uname,
-        qemu=f"{guest.program.release} {variant}".strip(),
+        qemu=" ".join(filter(None, (guest.program.release, boot.realisation.qemu, *numbers))),
         arch=guest.machine.debian,
         cmdline=boot.realisation.cmdline,
         qemu_args=shlex.join([f"qemu-system-{guest.machine.arch}", *map(_without_folder, guest.arguments)]),

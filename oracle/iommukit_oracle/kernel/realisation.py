@@ -83,7 +83,8 @@ class Realisation:
     ``external`` are slot and function numbers of ports on the root bus that firmware calls external-facing, ``regions`` the memory
     that it reserves, ``opt_in`` whether it asks for protection.  ``acs`` are the addresses of ports whose access control is on:
     a kernel that has not enabled it is helped.  ``placed`` are the devices by name.  ``qemu`` names a variant (``NO_NP_CACHE``,
-    ``UEFI``), empty for QEMU as it is.  ``notes`` say what stands for what, a line each.
+    ``UEFI``), empty for QEMU as it is; ``numbers`` are vendor and device by QEMU's model, where they are not its own.  ``notes``
+    say what stands for what, a line each.
     """
 
     machine: str
@@ -99,10 +100,11 @@ class Realisation:
     acs: tuple[str, ...] = ()
     placed: Mapping[str, Placed] = field(default_factory=dict)
     qemu: str = ""
+    numbers: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:
         """Realisations with the same key boot alike."""
-        made = (self.machine, self.memory, self.options, self.devices, self.extra, self.cmdline, self.qemu)
+        made = (self.machine, self.memory, self.options, self.devices, self.extra, self.cmdline, self.qemu, self.numbers)
         return *made, self.external, self.regions, self.opt_in, self.acs

@@ -7,13 +7,14 @@ buses.  What cannot be made is ``Inexpressible``, with the reason.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from iommukit.device import DeviceKind
 from iommukit.machine.model import BootSpec, DeviceSpec, Machine
 from iommukit_oracle.guest.boot import BY_VENDOR, MACHINES
+from iommukit_oracle.guest.variants import OWN_NUMBERS
 from iommukit_oracle.kernel.builds import words_for_build
 from iommukit_oracle.kernel.devices import (
     BRIDGES,
@@ -23,6 +24,9 @@ from iommukit_oracle.kernel.devices import (
     NUMBERED,
     NUMBERS,
     PLUGGABLE,
+    RENUMBERED,
+    RENUMBERED_PORTS,
+    SHARING,
     STAND_INS,
     USB,
     VIRTIO_NETWORK,
@@ -105,6 +109,7 @@ def realise(machine: Machine, boot: BootSpec, vendor: str, kernel: str) -> Reali
         acs=tuple(builder.acs),
         placed=builder.placed,
         qemu=variant,
+        numbers=tuple(sorted(builder.renumbered)),
         notes=(*notes, *builder.notes),
     )
 
@@ -138,7 +143,9 @@ def _check(spec: DeviceSpec) -> None:
     for name in UNTOLD:
         if getattr(spec, name):
             raise Inexpressible(f"QEMU's devices cannot be given {name.replace('_', ' ')}")
-    for name in spec.attributes:
+    for name, value in spec.attributes.items():
+        if name == "registers" and (spec.id or "").lower() in RENUMBERED and not any(value.values()):
+            continue  # what an empty configuration space answers
         if name != "acs_capability":
             raise Inexpressible(f"QEMU's devices cannot be given {name}")
     if spec.dma_mask != (1 << 64) - 1:
@@ -157,6 +164,13 @@ class _Builder(ABC):
     acs: list[str] = field(default_factory=list)
     placed: dict[str, Placed] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    numbers: dict[str, str] = field(default_factory=dict)
+    """Vendor and device of the models that QEMU makes with any."""
+
+    @property
+    def renumbered(self) -> Iterator[tuple[str, str]]:
+        """The models whose numbers are not their own."""
+        return ((model, numbers) for model, numbers in self.numbers.items() if numbers != OWN_NUMBERS[model])
 
     @abstractmethod
     def build(self) -> None:
@@ -171,6 +185,8 @@ class _Builder(ABC):
         elif model.backend == "drive":
             self.extra += ["-blockdev", f"driver=null-co,node-name=disk-{id},size={1 << 24},read-zeroes=on"]
             properties["drive"] = f"disk-{id}"
+        if "serial" in properties:
+            properties["serial"] += f"-{id}"  # Linux refuses a second controller with the same
         return properties
 
     def model(self, spec: DeviceSpec, known: Mapping[str, Model]) -> Model:
@@ -299,21 +315,42 @@ class _Express(_Builder):
         if spec.acs:
             raise Inexpressible("QEMU's endpoints have no access control capability")
         given = (spec.id or "1234:11e8").lower()
+        if given in RENUMBERED:
+            return self._renumbered(spec, RENUMBERED[given], given, id)
         model = self.model(spec, STAND_INS if given in STAND_INS else ENDPOINTS)
         if spec.kind is not DeviceKind.CONVENTIONAL and model in (CARD, NETWORK):
             # A card that a driver takes shows more; functions of Intel's on the root bus Linux keeps apart by their maker.
-            taken = VIRTIO_NETWORK if spec.multifunction else NETWORK
+            shares = spec.multifunction and spec.kind is not DeviceKind.INTEGRATED_ENDPOINT
+            taken = SHARING.get(self.vendor, VIRTIO_NETWORK) if shares else NETWORK
             if taken is not model:
                 self.notes.append(f"{taken.name} stands for {spec.name} ({given})")
             model = taken
         if spec.kind is DeviceKind.CONVENTIONAL and model is not CARD:
             raise Inexpressible(f"QEMU's {model.name} is no conventional device")
+        if model.name in OWN_NUMBERS:
+            self._number(model.name, OWN_NUMBERS[model.name])
         self.models[spec.name] = model
         return self.backed(model, id)
 
+    def _renumbered(self, spec: DeviceSpec, model: Model, given: str, id: str) -> dict[str, str]:
+        if spec.kind is DeviceKind.CONVENTIONAL:
+            raise Inexpressible(f"QEMU's {model.name} is no conventional device")
+        self._number(model.name, given)
+        self.notes.append(f"{model.name} with other numbers stands for {spec.name} ({given})")
+        self.models[spec.name] = model
+        return self.backed(model, id)
+
+    def _number(self, model: str, numbers: str) -> None:
+        """All of QEMU's devices of a model have the same numbers."""
+        if self.numbers.setdefault(model, numbers) != numbers:
+            raise Inexpressible(f"QEMU's {model} cannot be {self.numbers[model]} and {numbers} at once")
+
     def _bridge(self, spec: DeviceSpec, id: str) -> dict[str, str]:
         model = BRIDGES[spec.kind]
-        if spec.id not in (None, NUMBERS[model]):
+        given = (spec.id or NUMBERS[model]).lower()
+        if model in OWN_NUMBERS:
+            self._number(model, given)
+        if given != NUMBERS[model] and (model, given) not in RENUMBERED_PORTS:
             raise Inexpressible(f"QEMU's {model} is {NUMBERS[model]}, not {spec.id}")
         properties = {"driver": model, "id": id}
         wanted = set(spec.acs or ()) | set(spec.attributes.get("acs_capability", ()))

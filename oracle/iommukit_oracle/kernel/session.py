@@ -12,9 +12,9 @@ from iommukit.machine.model import BootSpec, Machine
 from iommukit_oracle.guest.boot import MACHINES, Guest
 from iommukit_oracle.guest.initramfs import Modules, archive
 from iommukit_oracle.guest.kernels import GuestKernel
-from iommukit_oracle.guest.np_cache import without_np_cache
 from iommukit_oracle.guest.uefi import uefi_firmware
 from iommukit_oracle.guest.userland import initrd
+from iommukit_oracle.guest.variants import WITHOUT_NP_CACHE, numbered, variant
 from iommukit_oracle.hardware.qemu import find
 from iommukit_oracle.kernel.firmware import external_ports, from_lines, with_regions
 from iommukit_oracle.kernel.realisation import NO_NP_CACHE, UEFI, Placed, Realisation
@@ -60,7 +60,7 @@ _COMMAND_LINE = re.compile(r"^(Kernel command|Command) line:")
 
 def about_dma(lines: Iterable[str]) -> tuple[str, ...]:
     """The lines about DMA protection, as printed."""
-    return tuple(line for line in lines if ABOUT_DMA.search(line) and not _COMMAND_LINE.search(line))
+    return tuple(line for entry in lines for line in entry.split("\n") if ABOUT_DMA.search(line) and not _COMMAND_LINE.search(line))
 
 
 @lru_cache(maxsize=32)
@@ -303,6 +303,9 @@ def _boot(realisation: Realisation, kernel: GuestKernel, tables: dict[str, bytes
         extra = (*extra, "-acpitable", f"file={external_ports(realisation.external)}")
     if realisation.qemu == UEFI:
         extra = (*extra, "-bios", str(uefi_firmware()))
+    changes = [numbered(model, numbers) for model, numbers in realisation.numbers]
+    if realisation.qemu == NO_NP_CACHE:
+        changes.append(WITHOUT_NP_CACHE)
     return Guest(
         machine,
         kernel.image,
@@ -312,7 +315,7 @@ def _boot(realisation: Realisation, kernel: GuestKernel, tables: dict[str, bytes
         options=realisation.options,
         devices=realisation.devices,
         extra=extra,
-        program=without_np_cache(program) if realisation.qemu == NO_NP_CACHE else program,
+        program=variant(program, changes),
     )
 
 

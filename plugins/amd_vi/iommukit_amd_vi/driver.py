@@ -238,7 +238,13 @@ def probe_finalize(device: Device) -> None:
 
 @hookimpl
 def release_device(device: Device) -> None:
-    """Forget the device; it may do no DMA any more, and what it did to the firmware's tables stays."""
+    """Forget the device; it may do no DMA any more, and what it did to the firmware's tables stays.
+
+    7.2 expects that a device has no domain by now (``amd_iommu_release_device``), and the core has parked one whose memory firmware
+    shares in identity.
+    """
+    if device.system.boot.era >= Era.V7_2 and device.require_direct:
+        device.system.log("WARNING: at amd_iommu_release_device")
     if device.unit is not None and device.unit.bus is not None:
         block(device)
     device.vendor_state = None
