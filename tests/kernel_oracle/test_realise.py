@@ -121,7 +121,7 @@ def test_a_model_has_one_set_of_numbers() -> None:
         {"name": "two", "address": "0000:00:07.0", "id": "8086:8a1d", **port},
     ]
     with pytest.raises(Inexpressible, match="pcie-root-port cannot be 1b36:000c and 8086:8a1d at once"):
-        realise(Machine.model_validate({"machine": "m", "devices": [one, two]}), BootSpec(), "amd_vi", "6.12")
+        realise(Machine.model_validate({"machine": "m", "devices": ports}), BootSpec(), "amd_vi", "6.12")
 
 
 @pytest.mark.parametrize(
