@@ -69,7 +69,7 @@ CAPABILITIES: Mapping[str, str] = {
     "identity": "offers identity domains",
     "lazy": "supports a flush queue",
     "pci": "translates for PCI functions behind ports and bridges",
-    "trust": "its platform marks external-facing ports, so that devices can be untrusted (from 6.1.192 on: x86_64 only)",
+    "trust": "its platform marks external-facing ports, so that devices can be untrusted (from 6.1.176 on: x86_64 only)",
     "identity-required": "has a device that requires identity (example_device('identity-required'))",
     "strict-required": "has a device that requires translated DMA (example_device('strict-required'))",
     "lazy-preferred": "has a device that prefers a flush queue (example_device('lazy-preferred'))",

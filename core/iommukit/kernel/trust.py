@@ -13,7 +13,7 @@ class TrustRule(enum.Enum):
     BELOW_EXTERNAL_PORT = "below an external-facing port"
     """Mainline 6.1: everything below an external-facing port."""
     REMOVABLE = "tunnelled below an external-facing port"
-    """Stable 6.1.192, 6.12.117, 7.2: x86 with ACPI only, and a discrete controller's own functions are trusted."""
+    """Stable 6.1.176 or earlier, 6.12, 7.2: x86 with ACPI only, and a discrete controller's own functions are trusted."""
 
 
 INTEGRATED_THUNDERBOLT = frozenset(

@@ -51,7 +51,7 @@ STUB = "pci-stub"
 
 ABOUT_DMA = re.compile(
     r"iommu|DMAR|AMD-Vi|IVRS|smmu|passthrough|pgtbl|untrusted|zpci|PCI-DMA|software IO TLB|Firmware Bug|StreamID|"
-    r"default domain|cannot be in|DMA API|Firmware has requested|^WARNING",
+    r"default domain|cannot be in|DMA API|DMA bounce|Firmware has requested|^WARNING",
     re.IGNORECASE,
 )
 """The kernel's lines that are kept."""
