@@ -17,7 +17,7 @@ from iommukit_oracle.guest.kernels import direct_image
 from iommukit_oracle.hardware.qemu import Process, Program, connection, find, inherited
 from iommukit_oracle.hardware.qmp import Monitor
 
-TIMEOUT = 60.0
+TIMEOUT = 30.0
 """Seconds of real time for a guest to answer; a boot takes 2 to 5."""
 
 

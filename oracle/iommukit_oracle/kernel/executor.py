@@ -99,10 +99,10 @@ def _restored(session: Session) -> bool:
 
 
 def _play(session: Session, case: Case) -> tuple[RunRecord, bool]:
-    """One case in a guest that is as after boot, and whether the guest is still in order."""
+    """One case in a guest that is as after boot, and whether the guest still answers."""
     steps: list[StepRecord] = []
     known: int | None = None
-    stopped = ""
+    stopped, answers = "", True
     player = Player(session)
     try:
         for step in case.scenario.steps:
@@ -115,6 +115,7 @@ def _play(session: Session, case: Case) -> tuple[RunRecord, bool]:
                 known, stopped = len(steps) - 1, f"step {len(steps)} ({step.op}) could not be carried out"
         player.close()
     except HardwareLost as error:
+        answers = False
         known = len(steps) if known is None else known
         for step in case.scenario.steps[len(steps) :]:
             steps.append(StepRecord(op=step.op, result=UNDECIDED, reason=str(error)))
@@ -131,7 +132,7 @@ def _play(session: Session, case: Case) -> tuple[RunRecord, bool]:
             unsaid=unsaid(case.scenario.boot, case.vendor.name),
             notes=session.realisation.notes,
         ),
-        known is None,
+        answers,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from iommukit.errors import HardwareLost
@@ -27,19 +28,15 @@ TRACING = "/sys/kernel/tracing"
 ATTACHED = "attach_device_to_domain"
 """The tracepoint of an attachment (``include/trace/events/iommu.h``)."""
 
-MODULES = (
-    "e1000e",
-    "nvme",
-    "virtio_pci",
-    "virtio_net",
-    "virtio_blk",
-    "virtio_rng",
-    "vfio_pci",
-    "vfio_iommu_type1",
-    "pci_stub",
-    "xhci_pci",
-)
-"""What guests load; a kernel for s390 lacks some of them."""
+MODULES: Mapping[str, tuple[str, ...]] = {
+    "e1000e": ("e1000e",),
+    "nvme": ("nvme",),
+    "virtio-pci": ("virtio_pci", "virtio_net", "virtio_blk", "virtio_rng"),
+    "vfio-pci": ("vfio_pci", "vfio_iommu_type1"),
+    "pci-stub": ("pci_stub",),
+    "xhci_hcd": ("xhci_pci",),
+}
+"""By driver: the modules that guests load for it; a kernel for s390 lacks some of them."""
 ACS_ON = "29"
 """SV, RR, CR and UF of the access control register (PCIe 7.7.11.3)."""
 IOMMU_CLASS = "0806"
@@ -64,11 +61,11 @@ def about_dma(lines: Iterable[str]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=32)
-def start_archive(kernel: GuestKernel, arch: str) -> tuple[bytes, tuple[str, ...]]:
-    """What guests of a kernel start from, and the modules that are in it, in order."""
+def start_archive(kernel: GuestKernel, arch: str) -> tuple[bytes, Mapping[str, tuple[str, ...]]]:
+    """What guests of a kernel start from, and the modules that are in it by the driver that needs them, in order."""
     known = Modules(*kernel.modules)
-    modules = tuple(known.in_order(name for name in MODULES if name in known))
-    return initrd(kernel, arch, modules), modules
+    modules = {driver: tuple(known.in_order(name for name in names if name in known)) for driver, names in MODULES.items()}
+    return initrd(kernel, arch, tuple(dict.fromkeys(chain.from_iterable(modules.values())))), modules
 
 
 class Session:
@@ -106,7 +103,7 @@ class Session:
         self.functions = tuple(PciEntry.model_validate(_function(each)) for each in seen["functions"])
         guest.ask("write", f"{PCI}/drivers_autoprobe", "0")
         self.modules = start_archive(kernel, guest.machine.debian)[1]
-        self.inserted = False
+        self.inserted: dict[str, None] = {}
         guest.ask("write", f"{TRACING}/events/iommu/{ATTACHED}/enable", "1")
         self.meets_at_bind = bool(self.units) and any(
             not each["group"] for each in seen["functions"] if not each["class"].startswith(IOMMU_CLASS)
@@ -166,26 +163,27 @@ class Session:
 
     # ---- drivers -----------------------------------------------------------------------------------------------------
 
-    def insert_drivers(self) -> None:
-        """Load the drivers, which the kernel would bind to whatever is found from now on."""
-        if not self.inserted:
-            self.guest.ask("insert", *self.modules)
-            self.inserted = True
+    def insert_driver(self, driver: str) -> None:
+        """Load a driver, which the kernel would bind to whatever is found from now on."""
+        missing = [name for name in self.modules.get(driver, ()) if name not in self.inserted]
+        if missing:
+            self.guest.ask("insert", *missing)
+            self.inserted.update(dict.fromkeys(missing))
 
     def withdraw_drivers(self) -> None:
         """Unload the drivers that no device has, so that a device that comes is bound to none.
 
         Those of VFIO and the stub bind only where they are told to; one of VFIO's in use would be missed.
         """
-        if self.inserted:
-            used = {each["driver"].replace("-", "_") for each in self.look().values()}
-            idle = [name for name in reversed(self.modules) if name not in used and not name.startswith(STAY)]
+        used = {each["driver"].replace("-", "_") for each in self.look().values()}
+        idle = [name for name in reversed(self.inserted) if name not in used and not name.startswith(STAY)]
+        if idle:
             self.guest.ask("withdraw", *idle)
-            self.inserted = False
+            self.inserted = {name: None for name in self.inserted if name not in idle}
 
     def bind(self, address: str, driver: str) -> str:
         """Bind a driver, by its own will or by force; ``ok`` or the error's name."""
-        self.insert_drivers()
+        self.insert_driver(driver)
         override = f"{PCI}/devices/{address}/driver_override"
         result = self.guest.ask("write", override, driver)
         if result != "ok":
@@ -196,7 +194,6 @@ class Session:
 
     def unbind(self, address: str, driver: str) -> str:
         """Unbind a driver from a device; ``ok`` or the error's name."""
-        self.insert_drivers()
         return str(self.guest.ask("write", f"{PCI}/drivers/{driver}/unbind", address))
 
     def driver_of(self, name: str) -> str:
@@ -282,10 +279,13 @@ def boot_guest(realisation: Realisation, kernel: GuestKernel) -> Guest:
     """Boot what was realised.  Raises ``InputError`` where the QEMU or the firmware that it needs is not to be had."""
     if not (realisation.regions or realisation.opt_in):
         return _boot(realisation, kernel, {})
-    # QEMU's own table depends on its devices, so it is read in the same machine.
     signature = TABLE_OF[realisation.vendor]
-    with _boot(realisation, kernel, {}) as guest:
-        own = from_lines(guest.ask("read", f"/sys/firmware/acpi/tables/{signature}"))
+    # QEMU's own table depends on its devices, so it is read in the same machine, once.
+    made = (realisation.machine, realisation.memory, realisation.options, realisation.devices, realisation.qemu)
+    if made not in _TABLES:
+        with _boot(realisation, kernel, {}) as guest:
+            _TABLES[made] = from_lines(guest.ask("read", f"/sys/firmware/acpi/tables/{signature}"))
+    own = _TABLES[made]
     table = with_regions(signature, own, realisation.regions, opt_in=realisation.opt_in)
     name = f"{signature.lower()}{'-optin' if realisation.opt_in else ''}.aml"
     return _boot(realisation, kernel, {f"{TABLES}/{name}": table})
@@ -319,6 +319,8 @@ def _boot(realisation: Realisation, kernel: GuestKernel, tables: dict[str, bytes
     )
 
 
+_TABLES: dict[tuple[object, ...], bytes] = {}
+"""QEMU's own tables, by what they depend on."""
 TABLES = "kernel/firmware/acpi"
 """Where the kernel looks for tables; it prints their names, from which the wish for protection is told (``qemu_machine``)."""
 TABLE_OF = {"intel_vtd": "DMAR", "amd_vi": "IVRS"}
