@@ -13,7 +13,7 @@ from iommukit_oracle.kernel.agreement import EXPECTATION, NOT_AS_WRITTEN, Agreem
 from iommukit_oracle.kernel.cases import Case, cases
 from iommukit_oracle.kernel.differences import STABLE_BACKPORT, Seen, Way, reason_of
 from iommukit_oracle.kernel.record import BootRecord, GroupRecord, RunRecord, StateRecord, StepRecord
-from iommukit_oracle.kernel.store import Store
+from iommukit_oracle.kernel.store import Store, iter_boots, shipped_boots
 from iommukit_oracle.observations import Observation, Verdict
 from iommukit_oracle.recording import GroupEntry
 
@@ -174,6 +174,17 @@ def test_a_line_that_printk_may_have_left_out() -> None:
     ]
 
 
+def test_whom_a_claim_s_line_names_says_nothing_and_what_it_says_does() -> None:
+    claim = "owner-refused-by-a-direct-region"
+    boots = (boot for _, boot in iter_boots(shipped_boots() / "6.12-intel_vtd.jsonl.xz"))
+    boot = next(boot for boot in boots if boot.uname and any(run.scenario == claim for run in boot.runs))
+    (line,) = next(run for run in boot.runs if run.scenario == claim).steps[0].log
+    assert line.startswith("vfio-pci 0000:")
+    assert differing(judged(boot, claim)) == set()
+    assert differing(judged(changed(boot, claim, step(1, log=(line.replace("vfio-pci", "e1000e"),))), claim)) == set()
+    assert {kind for kind, *_ in differing(judged(changed(boot, claim, step(1, log=(f"{line}?",))), claim))} == {"log"}
+
+
 # ---- differences with a name -----------------------------------------------------------------------------------------
 
 
@@ -191,6 +202,15 @@ def test_debian_s_integrated_graphics_has_a_name(boot: BootRecord) -> None:
     with_option = boot.model_copy(update={"cmdline": "intel_iommu=intgpu_off"})
     assert str(reason_of(seen(with_option, "type", "identity", "DMA"))).startswith("debian-integrated-graphics: ")
     assert reason_of(seen(boot, "type", "identity", "DMA")) is None
+
+
+def test_bounce_buffers_that_a_small_guest_lacks_have_a_name(boot: BootRecord) -> None:
+    line = "e1000e 0000:01:00.0: DMA bounce buffers are inactive, unable to map unaligned transaction."
+    failed = Observation("result", "step 1 (dma)", "EIO", "ok", Verdict.DIFFERS)
+    silent = RunRecord(scenario=LIVE, digest="", steps=(StepRecord(op="dma", result="EIO"),))
+    told = RunRecord(scenario=LIVE, digest="", steps=(StepRecord(op="dma", result="EIO", log=(line,)),))
+    assert str(reason_of(Seen(boot, told, Way.AS_RUN, failed))).startswith("no-bounce-buffers: ")
+    assert reason_of(Seen(boot, silent, Way.AS_RUN, failed)) is None
 
 
 def lines_of(case: Case, kernel: str) -> tuple[str, ...]:

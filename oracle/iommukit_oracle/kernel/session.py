@@ -193,7 +193,8 @@ class Session:
         return str(result)
 
     def unbind(self, address: str, driver: str) -> str:
-        """Unbind a driver from a device; ``ok`` or the error's name."""
+        """Unbind a driver from a device; ``ok`` or the error's name.  One that is not loaded could not even refuse."""
+        self.insert_driver(driver)
         return str(self.guest.ask("write", f"{PCI}/drivers/{driver}/unbind", address))
 
     def driver_of(self, name: str) -> str:
