@@ -52,11 +52,27 @@ def _page_zero(recording: Recording, seen: Observation) -> bool:
     return from_zero and seen.kind == "log" and seen.got == "nothing" and _MAPPED_TWICE.search(seen.expected) is not None
 
 
+_IN_PIECES = "AMD-Vi: Extended features ("
+
+
+def _cut_line(recording: Recording, seen: Observation) -> bool:
+    """A line that is printed word by word, of which the kernel's log has but the beginning: the model's goes on."""
+    if seen.kind != "log" or _IN_PIECES not in f"{seen.expected} {seen.got}":
+        return False
+    begun = [line.rstrip() for line in recording.iommu_log if line.startswith(_IN_PIECES)]
+    return seen.got == "nothing" or any(seen.got.strip('"').startswith(f"{line} ") for line in begun)
+
+
 KNOWN_DIFFERENCES: tuple[KnownDifference, ...] = (
     KnownDifference(
         "debian-integrated-graphics",
         "Debian's kernels have an option of their own, on by default, that gives integrated graphics an identity domain",
         _about_integrated_graphics,
+    ),
+    KnownDifference(
+        "cut-line",
+        "the kernel prints this line word by word, and another one's line has come between",
+        _cut_line,
     ),
     KnownDifference(
         "page-zero-twice",

@@ -204,6 +204,14 @@ def test_debian_s_integrated_graphics_has_a_name(boot: BootRecord) -> None:
     assert reason_of(seen(boot, "type", "identity", "DMA")) is None
 
 
+def test_a_line_in_pieces_has_a_name_where_the_model_s_goes_on(boot: BootRecord) -> None:
+    line = "AMD-Vi: Extended features (0x29d3, 0x0): PreF PPR GT"
+    cut = boot.model_copy(update={"log": (*boot.log, line)})
+    assert str(reason_of(seen(cut, "log", f'"{line}"', "nothing"))).startswith("cut-line: ")
+    assert str(reason_of(seen(cut, "log", "nothing", f'"{line} IA"'))).startswith("cut-line: ")
+    assert reason_of(seen(cut, "log", "nothing", f'"{line[:-3]} IA"')) is None
+
+
 def test_bounce_buffers_that_a_small_guest_lacks_have_a_name(boot: BootRecord) -> None:
     line = "e1000e 0000:01:00.0: DMA bounce buffers are inactive, unable to map unaligned transaction."
     failed = Observation("result", "step 1 (dma)", "EIO", "ok", Verdict.DIFFERS)

@@ -32,7 +32,7 @@ from iommukit_oracle.observations import Verdict
 
 from .conftest import BOUND, WRITE, registry, suite
 
-LEAST = 80_000
+LEAST = 60_000
 """Observations of real kernels that the model is held against at the very least."""
 
 
