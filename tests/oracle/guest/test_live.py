@@ -11,10 +11,10 @@ from iommukit.errors import HardwareLost
 from iommukit_oracle.guest.boot import MACHINES, Guest
 from iommukit_oracle.guest.initramfs import Modules
 from iommukit_oracle.guest.kernels import debian_kernel
-from iommukit_oracle.guest.np_cache import without_np_cache
 from iommukit_oracle.guest.plugging import plug, unplug
 from iommukit_oracle.guest.uefi import WORD, uefi_firmware
 from iommukit_oracle.guest.userland import initrd
+from iommukit_oracle.guest.variants import WITHOUT_NP_CACHE, variant
 from iommukit_oracle.hardware.qemu import Program, find
 from iommukit_oracle.kernel.realisation import Placed, Plugging
 
@@ -78,7 +78,7 @@ def test_x86_without_np_cache() -> None:
             ("nvme", "vfio_pci", "vfio_iommu_type1", "e1000e"),
             (PORT, device(card), "nvme,drive=disk,serial=a,addr=3", "edu,addr=4"),
             extra=DISK,
-            program=without_np_cache(find("x86_64")),
+            program=variant(find("x86_64"), [WITHOUT_NP_CACHE]),
         )
     with guest:
         hello = guest.ask("hello")
