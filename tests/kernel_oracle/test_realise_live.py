@@ -63,6 +63,13 @@ def test_memory_that_firmware_reserves(vendor: str) -> None:
         assert not [line for line in session.log if "Firmware Bug" in line]
 
 
+@pytest.mark.parametrize(("vendor", "numbers"), [("intel_vtd", "8086:3a3e"), ("arm_smmu", "19e5:a12e")])
+def test_a_device_that_the_kernel_knows_by_its_numbers(vendor: str, numbers: str) -> None:
+    with _session("identity-required", vendor, "7.2") as session:
+        assert session.look()[session.placed("gpu").address]["id"] == numbers
+        assert session.start.types["gpu"] == "identity"
+
+
 def test_functions_of_a_slot() -> None:
     with _session("two-functions", "arm_smmu", "6.12") as session:
         _seen(session)
