@@ -11,7 +11,7 @@ from iommukit.kernel.profiles import get_kernel
 from iommukit.scenario.executor import execute
 from iommukit_oracle.kernel.agreement import EXPECTATION, NOT_AS_WRITTEN, Agreement, Standing, as_written, check
 from iommukit_oracle.kernel.cases import Case, cases
-from iommukit_oracle.kernel.differences import STABLE_BACKPORT, Seen, Way, reason_of
+from iommukit_oracle.kernel.differences import STABLE_BACKPORT, Seen, reason_of
 from iommukit_oracle.kernel.record import BootRecord, GroupRecord, RunRecord, StateRecord, StepRecord
 from iommukit_oracle.kernel.store import Store, iter_boots, shipped_boots
 from iommukit_oracle.observations import Observation, Verdict
@@ -188,8 +188,8 @@ def test_whom_a_claim_s_line_names_says_nothing_and_what_it_says_does() -> None:
 # ---- differences with a name -----------------------------------------------------------------------------------------
 
 
-def seen(boot: BootRecord, kind: str, expected: str, got: str, way: Way = Way.AS_WRITTEN) -> Seen:
-    return Seen(boot, boot.runs[0], way, Observation(kind, "somewhere", expected, got, Verdict.DIFFERS))
+def seen(boot: BootRecord, kind: str, expected: str, got: str) -> Seen:
+    return Seen(boot, boot.runs[0], Observation(kind, "somewhere", expected, got, Verdict.DIFFERS))
 
 
 def test_an_unfinished_line_has_a_name(boot: BootRecord) -> None:
@@ -217,8 +217,8 @@ def test_bounce_buffers_that_a_small_guest_lacks_have_a_name(boot: BootRecord) -
     failed = Observation("result", "step 1 (dma)", "EIO", "ok", Verdict.DIFFERS)
     silent = RunRecord(scenario=LIVE, digest="", steps=(StepRecord(op="dma", result="EIO"),))
     told = RunRecord(scenario=LIVE, digest="", steps=(StepRecord(op="dma", result="EIO", log=(line,)),))
-    assert str(reason_of(Seen(boot, told, Way.AS_RUN, failed))).startswith("no-bounce-buffers: ")
-    assert reason_of(Seen(boot, silent, Way.AS_RUN, failed)) is None
+    assert str(reason_of(Seen(boot, told, failed))).startswith("no-bounce-buffers: ")
+    assert reason_of(Seen(boot, silent, failed)) is None
 
 
 def lines_of(case: Case, kernel: str) -> tuple[str, ...]:

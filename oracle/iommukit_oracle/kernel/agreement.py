@@ -27,7 +27,7 @@ from iommukit.scenario.model import Scenario, Step
 from iommukit.scenario.result import UNDECIDED, Outcome, Result, StepResult
 from iommukit.vendors import VendorRegistry
 from iommukit_oracle.kernel.cases import Case
-from iommukit_oracle.kernel.differences import STABLE_BACKPORT, Seen, Way, reason_of
+from iommukit_oracle.kernel.differences import STABLE_BACKPORT, Seen, reason_of
 from iommukit_oracle.kernel.record import BootRecord, RunRecord, StateRecord, StepRecord
 from iommukit_oracle.kernel.store import Store
 from iommukit_oracle.logs import about_dma, compare_lines, modelled
@@ -149,6 +149,15 @@ def _of_such_a_machine(run: Sequence[Observation], written: list[Observation]) -
     return written
 
 
+class Way(enum.Enum):
+    """The two ways in which the model is held against a real kernel."""
+
+    AS_RUN = "as run"
+    """The machine that was really booted, with its command line."""
+    AS_WRITTEN = "as written"
+    """The scenario as its file says."""
+
+
 class _Comparison:
     """Collects observations of one run, compared in one way."""
 
@@ -162,7 +171,7 @@ class _Comparison:
         place = f"{self.run.scenario} ({self.boot.kernel}, {self.boot.vendor}), {self.way.value}, {where}"
         seen = Observation(kind, place, expected, got, verdict, undecided)
         if verdict is Verdict.DIFFERS:
-            reason = reason_of(Seen(self.boot, self.run, self.way, seen))
+            reason = reason_of(Seen(self.boot, self.run, seen))
             if reason is not None:
                 seen = changed(seen, verdict=Verdict.KNOWN, reason=reason)
         self.observations.append(seen)

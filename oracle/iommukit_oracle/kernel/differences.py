@@ -5,7 +5,6 @@ Each difference is recognised by what was seen, never by a scenario's name.  One
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,22 +13,12 @@ from iommukit_oracle.known import known_reason
 from iommukit_oracle.observations import Observation
 
 
-class Way(enum.Enum):
-    """The two ways in which the model is held against a real kernel."""
-
-    AS_RUN = "as run"
-    """The machine that was really booted, with its command line."""
-    AS_WRITTEN = "as written"
-    """The scenario as its file says."""
-
-
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A difference, and where it was seen."""
 
     boot: BootRecord
     run: RunRecord
-    way: Way
     observation: Observation
 
 
